@@ -1,0 +1,40 @@
+# Verbs of this project. Each sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test check format clean
+
+help:  ## List the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+run: $(READY)  ## Serve on http://127.0.0.1:8000 with a key of your own (kept in .env)
+	$(BIN)/python -m gateway quickstart
+
+demo: $(READY)  ## Run the seeds' request through the whole path and show the session's story
+	$(BIN)/python scripts/demo.py
+
+test: check  ## Everything: check, then contract, edge and system tests against real peers
+	$(BIN)/python -m pytest tests -n auto --cov --cov-report=term:skip-covered
+
+check: $(READY)  ## Seconds: format, lint, layers, types, and the tests of the pure parts
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-logo 2>/dev/null | tail -1 | grep -q ' 0 broken' || $(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house_rules.py tests/unit tests/link -n auto
+
+format: $(READY)  ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+clean:  ## Remove what the other verbs made, but keep .env
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* tests/system/node/node_modules

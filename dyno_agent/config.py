@@ -1,0 +1,59 @@
+"""The agent's environment: read once, then removed so that no child inherits it."""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+PREFIX = "RENDEZVOUS_"
+URL = "RENDEZVOUS_URL"
+JOIN_TOKEN = "RENDEZVOUS_JOIN_TOKEN"  # noqa: S105 - the variable's name
+START_DEADLINE = "RENDEZVOUS_START_DEADLINE_S"
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+class ConfigError(Exception):
+    """A variable is missing or wrong; the message names it and says what it should hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What an agent must know before it has spoken to a gateway.
+
+    Attributes:
+        url: the gateway's public base URL, http(s); the link's path is added by the dialer.
+        join_token: `rj_<launch id>.<secret>`, good once.
+        start_deadline_s: how long to try before the first WELCOME.
+        dyno: the platform's name of this dyno.
+    """
+
+    url: str
+    join_token: str = field(repr=False)
+    start_deadline_s: float
+    dyno: str
+
+    @property
+    def launch_id(self) -> str:
+        """The public half of the join token."""
+        return self.join_token.removeprefix("rj_").partition(".")[0]
+
+
+def take_config(environment: MutableMapping[str, str]) -> Config:
+    """Read the configuration and remove it from the environment.
+
+    Raises:
+        ConfigError: names the variable.
+    """
+    taken = {name: environment.pop(name) for name in list(environment) if name.startswith(PREFIX)}
+    url, token = taken.get(URL, ""), taken.get(JOIN_TOKEN, "")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{URL} must be the gateway's base URL, such as https://gw.example.com")
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise ConfigError(f"{URL} must be https unless the gateway is on this machine")
+    if not token.startswith("rj_") or "." not in token:
+        raise ConfigError(f"{JOIN_TOKEN} must hold the token that the gateway made for this launch")
+    try:
+        deadline = float(taken.get(START_DEADLINE, "120"))
+    except ValueError as error:
+        raise ConfigError(f"{START_DEADLINE} must be a number of seconds") from error
+    return Config(url.rstrip("/"), token, deadline, environment.get("DYNO", ""))

@@ -1,0 +1,57 @@
+"""Sizes and periods of a link, with the relations that must hold between them."""
+
+from dataclasses import dataclass
+
+FRAGMENT_BYTES = 64 * 1024
+"""Largest payload of one frame: small enough that a 16 MiB message does not delay a `stop`."""
+
+HANDSHAKE_BYTES = 16 * 1024
+"""Largest HELLO; a WELCOME may be larger, because it carries the child's environment."""
+
+WELCOME_BYTES = 1024 * 1024
+
+HANDSHAKE_S = 5.0
+"""How long either side waits for the other's opening document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one link may use.
+
+    Attributes:
+        message_bytes: largest message on any channel.
+        window_bytes: sent and not yet acknowledged payload, per direction. It must hold one whole
+            message, since a message is acknowledged when it was consumed as a whole.
+        window_frames: the same in frames.
+        heartbeat_s: a side that sent nothing for so long sends a heartbeat.
+        dead_s: a side that heard nothing for so long gives the attachment up. Under 55 s, the
+            platform router's idle limit, and at least three heartbeats.
+        ack_bytes: consumed payload after which an acknowledgement is sent on its own.
+        ack_frames: the same in frames.
+    """
+
+    message_bytes: int = 16 * 1024 * 1024
+    window_bytes: int = 18 * 1024 * 1024
+    window_frames: int = 4096
+    heartbeat_s: float = 15.0
+    dead_s: float = 45.0
+    ack_bytes: int = 256 * 1024
+    ack_frames: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse limits that cannot work together.
+
+        Raises:
+            ValueError: names the relation that does not hold.
+        """
+        if self.window_bytes < self.message_bytes + FRAGMENT_BYTES:
+            raise ValueError("window_bytes must hold one message and a fragment")
+        if self.window_frames * FRAGMENT_BYTES < self.window_bytes:
+            raise ValueError("window_frames x fragment size must cover window_bytes")
+        if self.ack_frames * 2 > self.window_frames or self.ack_bytes * 2 > self.window_bytes:
+            raise ValueError("acknowledge at least twice per window")
+        if not self.heartbeat_s * 3 <= self.dead_s < 55.0:
+            raise ValueError("three heartbeats must fit into dead_s, and dead_s below 55 s")
+
+
+DEFAULT_LIMITS = Limits()

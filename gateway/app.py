@@ -1,0 +1,131 @@
+"""The composition root: the only place that names concrete launchers and wires the rooms."""
+
+import asyncio
+import secrets
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import structlog
+from aiohttp import web
+
+from dyno_agent.link import DEFAULT_LIMITS
+from gateway.edge.auth import KeyRing
+from gateway.edge.streamable_http import StreamableHttp, refusal
+from gateway.errors import GatewayError
+from gateway.launchers.base import Launcher
+from gateway.launchers.local import LocalLauncher
+from gateway.ops import health, logs
+from gateway.registry.servers import Registry
+from gateway.rendezvous.endpoint import Rendezvous
+from gateway.sessions.manager import Manager, Terms
+from gateway.settings import Settings
+
+KEEP_ALIVE_S = 95.0
+"""The platform's router reuses connections for 90 s; closing earlier races with its requests."""
+
+SHUTDOWN_S = 2.0
+"""What aiohttp may take after our own drain has ended every stream."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def launchers(environment: dict[str, str]) -> dict[str, Callable[[], Launcher]]:
+    """Return how to make each launcher, by the name that LAUNCHER takes."""
+    return {"local": lambda: LocalLauncher(environment)}
+
+
+@web.middleware
+async def errors_to_responses(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into answers: the one boundary between exceptions and the wire."""
+    log = structlog.get_logger()
+    try:
+        response = await handler(request)
+    except GatewayError as error:
+        response = refusal(error)
+    except web.HTTPException:
+        raise
+    except Exception as error:  # logged whole, told as nothing
+        log.exception("internal_error", path=request.path, error=type(error).__name__)
+        response = refusal(GatewayError("internal error of the gateway; its log says more"))
+    if response.status >= 400 and not response.prepared:
+        log.info("refused", method=request.method, path=request.path, status=response.status)
+    return response
+
+
+def build(settings: Settings, registry: Registry, manager: Manager) -> web.Application:
+    """Return the application with all rooms wired; the manager lives as long as it."""
+    limits = DEFAULT_LIMITS
+    app = web.Application(middlewares=[errors_to_responses], client_max_size=limits.message_bytes)
+    edge = StreamableHttp(
+        manager,
+        registry,
+        KeyRing(settings.keys()),
+        allowed_hosts=settings.allowed_hosts or None,
+        message_bytes=limits.message_bytes,
+    )
+    app.add_routes([*edge.routes(), *Rendezvous(manager).routes(), *health.routes(manager)])
+
+    async def lifetime(_app: web.Application) -> AsyncIterator[None]:
+        async with manager:
+            yield
+
+    app.cleanup_ctx.append(lifetime)
+    return app
+
+
+def manager_for(settings: Settings, launcher: Launcher) -> Manager:
+    """Return the manager that these settings ask for."""
+    given = settings.gateway_secret
+    secret = secrets.token_hex(32) if given is None else given.get_secret_value()
+    terms = Terms(settings.base_url, secret.encode(), settings.max_sessions)
+    return Manager(launcher, terms, logs.log_sink())
+
+
+async def serve(
+    settings: Settings,
+    registry: Registry,
+    listening: Callable[[], None],
+    environment: dict[str, str],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain: end sessions and streams, stop dynos, leave.
+
+    Args:
+        settings: all of them.
+        registry: the servers.
+        listening: called once the port is open.
+        environment: the gateway's own, for launchers that pass parts of it on.
+
+    Raises:
+        OSError: the port cannot be opened.
+    """
+    log = structlog.get_logger()
+    launcher = launchers(environment)[settings.launcher_name]()
+    manager = manager_for(settings, launcher)
+    runner = web.AppRunner(
+        build(settings, registry, manager),
+        handler_cancellation=True,
+        keepalive_timeout=KEEP_ALIVE_S,
+        shutdown_timeout=SHUTDOWN_S,
+        access_log=None,
+    )
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.address, settings.port).start()
+        log.info(
+            "serving",
+            url=settings.base_url,
+            launcher=launcher.name,
+            servers=",".join(registry.names),
+        )
+        listening()
+        if settings.redis_url is not None:
+            log.warning("redis_url_unused", why="one process serves; its state is in memory")
+        await stopping.wait()
+        log.info("draining", sessions=manager.sessions)
+        await manager.drain()
+    finally:
+        await runner.cleanup()
+    log.info("stopped")

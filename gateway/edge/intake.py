@@ -1,0 +1,102 @@
+"""What every request must pass before anybody looks at its meaning: origin, media type, size."""
+
+import asyncio
+from collections.abc import Mapping, Set
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from gateway.eras.versions import SERVED
+from gateway.errors import (
+    BadJson,
+    BodyTimeout,
+    ForeignOrigin,
+    MessageTooBig,
+    NotAcceptable,
+    UnsupportedMedia,
+    UnsupportedRevision,
+)
+
+BODY_S = 30.0
+"""How long a body may take to arrive; aiohttp alone waits for ever for a slow one."""
+
+JSON, SSE = "application/json", "text/event-stream"
+
+
+def check_origin(headers: Mapping[str, str], allowed_hosts: Set[str] | None) -> None:
+    """Refuse pages of other origins and requests for other hosts (DNS rebinding; MCP, transports).
+
+    Args:
+        headers: of the request.
+        allowed_hosts: host names, without port, that this gateway goes by; None allows any `Host`
+            but still no foreign `Origin`.
+
+    Raises:
+        ForeignOrigin: the `Origin` or the `Host` is none of them.
+    """
+    host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
+    if allowed_hosts is not None and host not in allowed_hosts:
+        raise ForeignOrigin("this gateway does not go by that host name (GATEWAY_URL)")
+    origin = headers.get("Origin")
+    if origin is None:
+        return
+    name = urlsplit(origin).hostname
+    if name is None or name not in (allowed_hosts or {host}):
+        raise ForeignOrigin("pages of that origin may not use this gateway (ALLOWED_ORIGINS)")
+
+
+def check_revision(headers: Mapping[str, str]) -> None:
+    """Refuse a revision that is not served.
+
+    Raises:
+        UnsupportedRevision: names those that are; dual-era clients fall back on it.
+    """
+    revision = headers.get("MCP-Protocol-Version")
+    if revision is not None and revision not in SERVED:
+        raise UnsupportedRevision(
+            f"MCP-Protocol-Version {revision[:32]!r} is not served here; use one of "
+            f"{', '.join(SERVED)}",
+            supported=list(SERVED),
+            requested=revision[:32],
+        )
+
+
+def check_accept(headers: Mapping[str, str], *needed: str) -> None:
+    """Refuse a client that does not take what the transport answers.
+
+    Raises:
+        NotAcceptable: names the types that `Accept` must list.
+    """
+    listed = {
+        part.partition(";")[0].strip().lower() for part in headers.get("Accept", "*/*").split(",")
+    }
+    for media in needed:
+        if not listed & {media, f"{media.partition('/')[0]}/*", "*/*"}:
+            raise NotAcceptable(f"Accept must list {' and '.join(needed)}")
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """Read a JSON body.
+
+    Raises:
+        UnsupportedMedia: not `application/json`, or encoded.
+        MessageTooBig: over `limit` bytes.
+        BodyTimeout: did not arrive in time.
+        BadJson: ended before its announced length.
+    """
+    if request.content_type != JSON:
+        raise UnsupportedMedia(f"Content-Type must be {JSON}")
+    if "Content-Encoding" in request.headers:
+        raise UnsupportedMedia("an encoded body is not taken: send it without Content-Encoding")
+    too_big = MessageTooBig(f"a message may have {limit} bytes", limit=limit)
+    if (request.content_length or 0) > limit:
+        raise too_big
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise too_big from None
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive within {BODY_S:.0f} s") from None
+    except web.RequestPayloadError:
+        raise BadJson("the body ended before its announced length") from None

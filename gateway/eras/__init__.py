@@ -1,0 +1,1 @@
+"""Protocol revisions: what each can do, and where a message goes. Pure."""

@@ -1,0 +1,174 @@
+"""Every refusal and failure that a client can see, as one tree.
+
+Each class carries the HTTP status, the JSON-RPC code, a stable slug for machines, and a sentence
+for people that names the limit and the next step. `docs/errors.md` lists them; a test keeps both
+equal. JSON-RPC has no assigned codes for failures of a gateway, so those use -32603 (internal
+error) and are told apart by `data.reason`.
+"""
+
+from typing import Any, ClassVar
+
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+INTERNAL_ERROR = -32603
+SESSION_NOT_FOUND = -32001
+"""What the TypeScript SDK answers for an unknown session; clients in the field know it."""
+UNSUPPORTED_REVISION = -32022
+"""MCP 2026-07-28, UnsupportedProtocolVersion: makes dual-era clients fall back to `initialize`."""
+
+
+class GatewayError(Exception):
+    """Something the client must be told.
+
+    Args:
+        message: for people; never holds a secret or a payload.
+        data: further machine-readable facts, merged beside `reason`.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[int] = INTERNAL_ERROR
+    reason: ClassVar[str] = "internal"
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.data = data
+
+
+class BadJson(GatewayError):
+    """The body is not one JSON-RPC message: not UTF-8, not JSON, or nested too deeply."""
+
+    status, code, reason = 400, PARSE_ERROR, "bad_json"
+
+
+class BadMessage(GatewayError):
+    """JSON, but no JSON-RPC 2.0 message; or a batch, which this endpoint does not take."""
+
+    status, code, reason = 400, INVALID_REQUEST, "bad_message"
+
+
+class DuplicateId(GatewayError):
+    """A request with this id is already in flight in this session."""
+
+    status, code, reason = 400, INVALID_REQUEST, "duplicate_id"
+
+
+class MissingSession(GatewayError):
+    """Only `initialize` may come without `Mcp-Session-Id`."""
+
+    status, code, reason = 400, INVALID_REQUEST, "missing_session"
+
+
+class UnsupportedRevision(GatewayError):
+    """`MCP-Protocol-Version` names a revision that is not served here."""
+
+    status, code, reason = 400, UNSUPPORTED_REVISION, "unsupported_revision"
+
+
+class BadKey(GatewayError):
+    """No API key, or an unknown one."""
+
+    status, code, reason = 401, INVALID_REQUEST, "bad_key"
+
+
+class ForeignOrigin(GatewayError):
+    """A web page of another origin, or a request for another host (DNS rebinding)."""
+
+    status, code, reason = 403, INVALID_REQUEST, "foreign_origin"
+
+
+class UnknownServer(GatewayError):
+    """No server of this name is registered."""
+
+    status, code, reason = 404, INVALID_REQUEST, "unknown_server"
+
+
+class UnknownSession(GatewayError):
+    """Never existed, has ended, or belongs to somebody else: deliberately all the same."""
+
+    status, code, reason = 404, SESSION_NOT_FOUND, "unknown_session"
+
+
+class NotAcceptable(GatewayError):
+    """`Accept` leaves no answer that the transport allows."""
+
+    status, code, reason = 406, INVALID_REQUEST, "not_acceptable"
+
+
+class BodyTimeout(GatewayError):
+    """The request body did not arrive in time."""
+
+    status, code, reason = 408, INVALID_REQUEST, "body_timeout"
+
+
+class MessageTooBig(GatewayError):
+    """A message over the limit, from the client (413) or from the child (in the answer)."""
+
+    status, code, reason = 413, INVALID_REQUEST, "message_too_big"
+
+
+class UnsupportedMedia(GatewayError):
+    """`Content-Type` is not JSON, or the body is encoded."""
+
+    status, code, reason = 415, INVALID_REQUEST, "unsupported_media"
+
+
+class Busy(GatewayError):
+    """The gateway or the session holds as much as it may; repeat later."""
+
+    status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "busy", 5
+
+
+class SessionFailure(GatewayError):
+    """A call that a session can no longer answer. Answered in place of the child."""
+
+    status, code, reason = 502, INTERNAL_ERROR, "session_lost"
+
+
+class LaunchFailed(SessionFailure):
+    """The launcher could not get a dyno."""
+
+    reason = "launch_failed"
+
+
+class StartTimeout(SessionFailure):
+    """The agent did not dial back, or the child did not start, before the boot deadline."""
+
+    status, reason = 504, "start_timeout"
+
+
+class ChildNotStarted(SessionFailure):
+    """The agent could not start the server's command."""
+
+    reason = "child_not_started"
+
+
+class ChildExited(SessionFailure):
+    """The child is gone; the message holds its exit code and last stderr lines."""
+
+    reason = "child_exited"
+
+
+class LinkLostError(SessionFailure):
+    """The agent was out of reach for longer than the grace period."""
+
+    reason = "link_lost"
+
+
+class SessionEnded(SessionFailure):
+    """The session was ended (by the client, a limit, the operator or a shutdown)."""
+
+    reason = "session_ended"
+
+
+class CallTimeout(SessionFailure):
+    """The child did not answer within the longest time a call may take."""
+
+    status, reason = 504, "call_timeout"
+
+
+class AnswerTooBig(SessionFailure):
+    """The child's answer was over the message limit and was thrown away."""
+
+    reason = "answer_too_big"

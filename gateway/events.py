@@ -1,0 +1,168 @@
+"""What happened, as frozen values. Domain code emits them; sinks make log lines and metrics.
+
+No event holds a payload, a token or a session key. `name` is what a session's story shows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEvent:
+    """Something in the life of one session."""
+
+    name: ClassVar[str]
+    level: ClassVar[str] = "info"
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requested(SessionEvent):
+    """A client asked for a session."""
+
+    name = "requested"
+    server: str
+    principal: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launching(SessionEvent):
+    """A dyno was asked for."""
+
+    name = "launching"
+    launch: str
+    launcher: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched(SessionEvent):
+    """The launcher got a dyno."""
+
+    name = "launched"
+    level = "debug"
+    launch: str
+    dyno: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialledIn(SessionEvent):
+    """The agent joined."""
+
+    name = "dialled_in"
+    epoch: int
+    agent: str
+    python: str
+    boot_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parted(SessionEvent):
+    """The agent's attachment was lost; it may dial again within the grace period."""
+
+    name = "parted"
+    level = "warning"
+    epoch: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed(SessionEvent):
+    """The agent dialled again."""
+
+    name = "resumed"
+    epoch: int
+    parted_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready(SessionEvent):
+    """The child runs."""
+
+    name = "ready"
+    pid: int
+    boot_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFinished(SessionEvent):
+    """A request of the client was answered, by the child or in its place."""
+
+    name = "call"
+    call: str
+    method: str
+    tool: str | None
+    outcome: str
+    ms: float
+    bytes_in: int
+    bytes_out: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle(SessionEvent):
+    """No call ran for a moment."""
+
+    name = "idle"
+    calls: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildLog(SessionEvent):
+    """A line of the child's stderr."""
+
+    name = "stderr"
+    text: str
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise(SessionEvent):
+    """The child wrote something to stdout that is no MCP message; it was not forwarded."""
+
+    name = "stdout_noise"
+    level = "warning"
+    sample: str
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped(SessionEvent):
+    """A message had nowhere to go, or came from a peer that had no right to send it."""
+
+    name = "dropped"
+    level = "warning"
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breach(SessionEvent):
+    """The agent broke the link protocol, or somebody used its token twice."""
+
+    name = "breach"
+    level = "error"
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closing(SessionEvent):
+    """The session is being ended."""
+
+    name = "closing"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed(SessionEvent):
+    """The session is over and its dyno was stopped."""
+
+    name = "closed"
+    reason: str
+    seconds: float
+    calls: int
+    detail: str = ""
+
+
+Sink = Callable[[SessionEvent], None]
+"""Hears every event. It must not block and must not raise."""

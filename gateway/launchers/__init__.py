@@ -1,0 +1,1 @@
+"""Where dynos come from."""

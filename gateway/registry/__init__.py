@@ -1,0 +1,1 @@
+"""What servers there are: the operator's definitions."""

@@ -1,0 +1,144 @@
+"""Server definitions: the servers file, read once and checked as a whole at start.
+
+The file has the shape that MCP clients use (`mcpServers`), with more keys per server. `${VAR}` and
+`${VAR:-default}` in `command`, `args`, `env` and `cwd` are filled from the gateway's environment.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+
+class BadServersFile(Exception):
+    """The servers file is missing or wrong; the message names the file and the key."""
+
+
+class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One server that clients may open sessions with. Durations are in seconds.
+
+    Attributes:
+        command: program to run in the dyno, without a shell.
+        args: its arguments.
+        env: added to the dyno's environment for the child.
+        cwd: working directory in the dyno.
+        default: serve it at `/mcp` too.
+        size: dyno size.
+        boot_timeout: from the request to the running child; None takes the launcher's default.
+        idle_timeout: without activity.
+        max_lifetime: whatever it does.
+        call_timeout: longest call.
+        description: one line for people.
+    """
+
+    name: str = ""
+    command: str
+    args: list[str] = []
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    default: bool = False
+    size: str | None = None
+    boot_timeout: float | None = None
+    idle_timeout: float = 1800.0
+    max_lifetime: float = 28800.0
+    call_timeout: float = 3600.0
+    description: str = ""
+
+    def __repr__(self) -> str:
+        """Name only: env may hold secrets."""
+        return f"ServerDefinition({self.name!r})"
+
+
+class Registry:
+    """The servers of this gateway by name.
+
+    Raises:
+        BadServersFile: from the constructor, when no default can be told.
+    """
+
+    def __init__(self, servers: list[ServerDefinition]) -> None:
+        self._servers = {server.name: server for server in servers}
+        marked = [server for server in servers if server.default]
+        if len(marked) > 1:
+            raise BadServersFile('more than one server has "default": true')
+        candidates = marked or servers
+        self.default: ServerDefinition | None = candidates[0] if candidates else None
+
+    def find(self, name: str) -> ServerDefinition | None:
+        """Return the server of this name."""
+        return self._servers.get(name)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._servers)
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_DURATIONS = ("boot_timeout", "idle_timeout", "max_lifetime", "call_timeout")
+
+
+def load(path: Path, environment: Mapping[str, str]) -> Registry:
+    """Read, fill and check the servers file.
+
+    Raises:
+        BadServersFile: unreadable, not JSON, an unknown or wrong key, a bad name, or a variable
+            that is not set.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadServersFile(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadServersFile(f"{path}: not JSON: {error}") from error
+    entries = document.get("mcpServers") if isinstance(document, dict) else None
+    if not isinstance(entries, dict) or not entries:
+        raise BadServersFile(f'{path}: expected {{"mcpServers": {{"name": {{"command": …}}}}}}')
+    try:
+        return Registry([_define(name, entry, environment) for name, entry in entries.items()])
+    except BadServersFile as error:
+        raise BadServersFile(f"{path}: {error}") from error
+
+
+def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefinition:
+    where = f"mcpServers.{name}"
+    if not _NAME.fullmatch(name):
+        raise BadServersFile(f"{where}: a name is 1-64 of letters, digits, '.', '_' and '-'")
+    if not isinstance(entry, dict) or "name" in entry:
+        raise BadServersFile(f"{where}: expected an object, without a key `name`")
+    try:
+        server = msgspec.convert({**entry, "name": name}, ServerDefinition)
+    except msgspec.ValidationError as error:
+        raise BadServersFile(f"{where}: {error}") from error
+    for key in _DURATIONS:
+        value = getattr(server, key)
+        if value is not None and not 0 < value <= 86_400:
+            raise BadServersFile(f"{where}.{key}: more than 0 and at most 86400 seconds")
+    if not server.command.strip():
+        raise BadServersFile(f"{where}.command: empty")
+    return _filled(server, where, environment)
+
+
+def _filled(
+    server: ServerDefinition, where: str, environment: Mapping[str, str]
+) -> ServerDefinition:
+    def fill(key: str, text: str) -> str:
+        def value(match: re.Match[str]) -> str:
+            found = environment.get(match[1], match[2])
+            if found is None:
+                raise BadServersFile(f"{where}.{key}: the variable {match[1]} is not set")
+            return found
+
+        return _VARIABLE.sub(value, text)
+
+    return msgspec.structs.replace(
+        server,
+        command=fill("command", server.command),
+        args=[fill(f"args[{n}]", text) for n, text in enumerate(server.args)],
+        env={name: fill(f"env.{name}", text) for name, text in server.env.items()},
+        cwd=None if server.cwd is None else fill("cwd", server.cwd),
+    )

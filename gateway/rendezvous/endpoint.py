@@ -1,0 +1,154 @@
+"""The agents' WebSocket: authenticate, shake hands, attach, read until it is over.
+
+A link speaks for exactly one session, which comes from the credential and never from a frame.
+"""
+
+import asyncio
+import time
+
+from aiohttp import WebSocketError, WSMsgType, web
+
+from dyno_agent.link import PATH, SUBPROTOCOL, CloseCode, Hello, ProtocolViolation
+from dyno_agent.link.frames import MAX_FRAME_BYTES
+from dyno_agent.link.limits import HANDSHAKE_S
+from gateway.sessions.credentials import TokenRefused, TokenReplayed
+from gateway.sessions.live import Live
+from gateway.sessions.manager import Manager
+
+CLOSE_S = 2.0
+"""How long to wait for the other side's half of a closing handshake."""
+
+
+class SocketAttachment:
+    """An aiohttp WebSocket as the session's attachment."""
+
+    def __init__(self, request: web.Request, socket: web.WebSocketResponse) -> None:
+        self._request = request
+        self._socket = socket
+
+    async def send(self, frame: bytes) -> None:
+        """Write one frame; what a lost socket swallows is replayed on the next."""
+        if self._socket.closed:
+            return
+        try:
+            await self._socket.send_bytes(frame)
+        except ConnectionResetError:
+            return
+
+    async def close(self, code: CloseCode) -> None:
+        """Close with one of the link's codes."""
+        await self._socket.close(code=code, message=code.sentence.encode())
+
+    def abort(self) -> None:
+        """Drop the TCP connection."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+
+class Rendezvous:
+    """Handler of `GET /agent/v1/link`."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the one route of this room."""
+        return [web.get(PATH, self.link)]
+
+    async def link(self, request: web.Request) -> web.StreamResponse:
+        """Take one attachment of one agent, from its upgrade to its end."""
+        if "Origin" in request.headers:
+            raise web.HTTPForbidden(text="agents are not browsers")
+        if SUBPROTOCOL not in request.headers.get("Sec-WebSocket-Protocol", ""):
+            raise web.HTTPBadRequest(text=f"this gateway speaks {SUBPROTOCOL}")
+        credential = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        try:
+            live = self._manager.recognise(credential)
+        except TokenRefused:
+            raise web.HTTPUnauthorized(text=CloseCode.BAD_TOKEN.sentence) from None
+        socket = web.WebSocketResponse(
+            protocols=(SUBPROTOCOL,),
+            compress=False,
+            max_msg_size=MAX_FRAME_BYTES + 1,  # aiohttp refuses what is as large as its limit
+            timeout=CLOSE_S,
+        )
+        await socket.prepare(request)
+        attachment = SocketAttachment(request, socket)
+        try:
+            if await self._shake_hands(live, credential, socket, attachment):
+                await self._serve(live, socket, attachment)
+        except TokenRefused:
+            await attachment.close(CloseCode.BAD_TOKEN)
+        except TokenReplayed:
+            self._manager.breach(live, "join token used by a second process")
+            await attachment.close(CloseCode.REPLAYED_TOKEN)
+        except ProtocolViolation as violation:
+            self._manager.breach(live, str(violation))
+            await attachment.close(CloseCode.PROTOCOL_VIOLATION)
+        finally:
+            cause = f"close code {socket.close_code}" if socket.close_code else "connection lost"
+            live.part(attachment, cause, time.monotonic())
+        return socket
+
+    async def _shake_hands(
+        self,
+        live: Live,
+        credential: str,
+        socket: web.WebSocketResponse,
+        attachment: SocketAttachment,
+    ) -> bool:
+        """Return whether the attachment is open and current."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                message = await socket.receive()
+        except TimeoutError:
+            attachment.abort()
+            return False
+        if message.type is not WSMsgType.TEXT:
+            return False
+        hello = Hello.decode(message.data)
+        self._manager.admit(credential, hello)
+        live.fence(attachment)
+        await socket.send_str(live.welcome(hello).encode())
+        if not live.holds(attachment):
+            return False
+        live.attach(hello, time.monotonic())
+        return True
+
+    async def _serve(
+        self, live: Live, socket: web.WebSocketResponse, attachment: SocketAttachment
+    ) -> None:
+        violation: ProtocolViolation | None = None
+        async with asyncio.TaskGroup() as tasks:
+            writer = tasks.create_task(
+                live.write(attachment), name=f"write {live.record.session_id}"
+            )
+            try:
+                await self._read(live, socket, attachment)
+            except ProtocolViolation as broken:
+                violation = broken
+            finally:
+                writer.cancel()
+        if violation is not None:
+            raise violation
+
+    async def _read(
+        self, live: Live, socket: web.WebSocketResponse, attachment: SocketAttachment
+    ) -> None:
+        async for message in socket:
+            if not live.holds(attachment):
+                return
+            if message.type is WSMsgType.ERROR:
+                _check(message.data)
+                return
+            if message.type is not WSMsgType.BINARY:
+                raise ProtocolViolation("text after the handshake")
+            live.perform(live.session.receive(message.data, time.monotonic()))
+            live.heard()
+            self._manager.settle(live)
+
+
+def _check(error: object) -> None:
+    """Tell a peer that breaks the WebSocket rules (RFC 6455, 7.4.1) from a lost connection."""
+    if isinstance(error, WebSocketError):
+        raise ProtocolViolation(f"WebSocket error {error.code}: {error}")

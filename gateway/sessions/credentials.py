@@ -1,0 +1,129 @@
+"""Keys and tokens of sessions: mint, hash, burn. Pure but for chance, which is handed in.
+
+The client's session key is `<random>.<mac>`: it proves by itself that this deployment issued it.
+The agent's join token is good once; afterwards it proves itself with a secret it drew and never
+told. What is kept here are hashes only.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Draw = Callable[[int], str]
+"""n random bytes as URL-safe text: `secrets.token_urlsafe`."""
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class SessionKeys:
+    """Makes and recognises session keys.
+
+    Args:
+        secret: the deployment's GATEWAY_SECRET.
+        draw: source of chance.
+    """
+
+    def __init__(self, secret: bytes, draw: Draw) -> None:
+        self._secret = hmac.digest(secret, b"rendezvous session key v1", "sha256")
+        self._draw = draw
+
+    def mint(self) -> str:
+        """Return a new key: visible ASCII, 192 random bits and a 128-bit MAC."""
+        nonce = self._draw(24)
+        return f"{nonce}.{self._mac(nonce)}"
+
+    def issued(self, key: str) -> bool:
+        """True when this deployment made the key, whether or not its session still lives."""
+        nonce, _, mac = key.partition(".")
+        return hmac.compare_digest(mac.encode(), self._mac(nonce).encode())
+
+    def _mac(self, nonce: str) -> str:
+        return hmac.digest(self._secret, nonce.encode(), "sha256")[:16].hex()
+
+    @staticmethod
+    def public_id(key: str) -> str:
+        """Return the name that logs and operators use for this key's session."""
+        return f"s-{_hash(key)[:12]}"
+
+
+class TokenRefused(Exception):
+    """Unknown, expired or used; deliberately one answer for all."""
+
+
+class TokenReplayed(Exception):
+    """Two processes joined with one token. Nobody can know which one is honest."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    key: str
+    secret_hash: str
+    expires: float
+    proof: str | None = None
+    boot_id: str = ""
+
+
+class JoinDesk:
+    """Join tokens and resume credentials of the agents of one gateway, as hashes."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw = draw
+        self._passes: dict[str, _Pass] = {}
+
+    def mint(self, launch_id: str, key: str, expires: float) -> str:
+        """Return a join token for this launch; good once, until `expires`."""
+        secret = self._draw(32)
+        self._passes[launch_id] = _Pass(key, _hash(secret), expires)
+        return f"rj_{launch_id}.{secret}"
+
+    def forget(self, launch_id: str) -> None:
+        """The session is over: nothing joins or resumes with this launch any more."""
+        self._passes.pop(launch_id, None)
+
+    def recognise(self, credential: str, now: float) -> str:
+        """Return the session key that a presented credential leads to.
+
+        Raises:
+            TokenRefused: not a credential of ours, expired, or wrong.
+        """
+        kind, launch_id, secret = _parts(credential)
+        known = self._passes.get(launch_id)
+        if known is None:
+            raise TokenRefused
+        expected = known.secret_hash if kind == "rj" else known.proof
+        if not hmac.compare_digest(_hash(secret), expected or ""):
+            raise TokenRefused
+        if kind == "rj" and known.proof is None and now >= known.expires:
+            raise TokenRefused
+        return known.key
+
+    def burn(self, credential: str, proof: str, boot_id: str) -> None:
+        """Tie a recognised credential to the agent process that presents it.
+
+        The same token with the same proof is taken again, since a lost WELCOME must not kill a
+        session.
+
+        Raises:
+            TokenRefused: the proof is no SHA-256.
+            TokenReplayed: the token was already used by another process.
+        """
+        kind, launch_id, _ = _parts(credential)
+        known = self._passes[launch_id]
+        if len(proof) != 64:
+            raise TokenRefused
+        if known.proof is None and kind == "rj":
+            known.proof, known.boot_id = proof, boot_id
+        same = hmac.compare_digest(known.proof or "", proof)
+        if not same or not hmac.compare_digest(known.boot_id, boot_id):
+            raise TokenReplayed
+
+
+def _parts(credential: str) -> tuple[str, str, str]:
+    head, _, secret = credential.partition(".")
+    kind, _, launch_id = head.partition("_")
+    if kind not in ("rj", "rr") or not secret or not credential.isascii():
+        raise TokenRefused
+    return kind, launch_id, secret

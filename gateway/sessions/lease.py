@@ -1,0 +1,51 @@
+"""How long a session may live: times in, verdict out. Pure.
+
+Activity is a message of the client or a running call. Heartbeats, keep-alive comments and an idle
+GET stream are not, or a forgotten session would never stop costing money.
+"""
+
+from dataclasses import dataclass
+
+from gateway.sessions.record import Reason
+
+
+@dataclass(slots=True)
+class Lease:
+    """The clocks of one session, all monotonic seconds of one machine.
+
+    Attributes:
+        created: when the client asked for it.
+        boot_s: from `created` until the child must run.
+        idle_s: from the last activity until it ends.
+        lifetime_s: from `created` until it ends whatever it does.
+        grace_s: how long the agent may be out of reach.
+        active: last activity.
+        booted: the child runs.
+        parted: since when the agent is out of reach, or None.
+    """
+
+    created: float
+    boot_s: float
+    idle_s: float
+    lifetime_s: float
+    grace_s: float
+    active: float
+    booted: bool = False
+    parted: float | None = None
+
+    def verdict(self, now: float, *, calling: bool) -> Reason | None:
+        """Return why the session must end now, or None while it may live.
+
+        Args:
+            now: monotonic seconds.
+            calling: a call is running, which is activity.
+        """
+        if now >= self.created + self.lifetime_s:
+            return Reason.LIFETIME
+        if not self.booted and now >= self.created + self.boot_s:
+            return Reason.BOOT_TIMEOUT
+        if self.parted is not None and now >= self.parted + self.grace_s:
+            return Reason.LINK_LOST
+        if self.booted and not calling and now >= self.active + self.idle_s:
+            return Reason.IDLE
+        return None

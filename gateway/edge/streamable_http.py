@@ -115,12 +115,23 @@ class StreamableHttp:
             if kind is not Kind.REQUEST:
                 return await self._tell(self._session(request, caller), envelope, raw)
             if opens_session(envelope) and SESSION_HEADER not in request.headers:
-                live = self._manager.create(caller.server, caller.principal, client_name(envelope))
-            else:
-                live = self._session(request, caller)
-            return await self._ask(request, live, envelope, raw)
+                return await self._open(request, caller, envelope, raw)
+            return await self._ask(request, self._session(request, caller), envelope, raw)
         except GatewayError as error:
             return _refusal(error, envelope)
+
+    async def _open(
+        self, request: web.Request, caller: Caller, envelope: Envelope, raw: bytes
+    ) -> web.StreamResponse:
+        """Make a session and ask it to initialize."""
+        live = self._manager.create(caller.server, caller.principal, client_name(envelope))
+        try:
+            return await self._ask(request, live, envelope, raw)
+        except asyncio.CancelledError:
+            # Hung up before it could learn the session's key: nobody will ever use this dyno.
+            error = SessionEnded("the client hung up before the session was initialized")
+            self._manager.end(live, Reason.CLIENT_GONE, error)
+            raise
 
     async def _tell(self, live: Live, envelope: Envelope, raw: bytes) -> web.Response:
         await live.room()

@@ -80,14 +80,14 @@ class Live:
         self._outboxes.discard(outbox)
         self.session.stream_gone(outbox)
         for item in outbox.rest():
-            self.taken(item)
+            self.session.undelivered(item)
+        self._wake_if_news()
 
     def taken(self, item: Item) -> None:
         """A delivery was written to its client, or will never be."""
         if item.message is not None:
             self.session.link.consumed(item.message)
-            if self.session.link.has_news:
-                self._wake.set()
+            self._wake_if_news()
 
     def perform(self, deliveries: list[Delivery[Outbox]]) -> None:
         """Put deliveries into their outboxes."""
@@ -95,7 +95,7 @@ class Live:
             if delivery.stream in self._outboxes:
                 delivery.stream.put(delivery)
             else:
-                self.taken(delivery)
+                self.session.undelivered(delivery)
 
     def fail(self, error: GatewayError, now: float) -> None:
         """Answer all running calls with the error and end all streams."""
@@ -209,6 +209,9 @@ class Live:
     def heard(self) -> None:
         """The agent acknowledged or sent something: who waits for room may look again."""
         self._heard.set()
+        self._wake_if_news()
+
+    def _wake_if_news(self) -> None:
         if self.session.link.has_news:
             self._wake.set()
 

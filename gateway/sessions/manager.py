@@ -72,6 +72,7 @@ class Manager:
         self._keys = SessionKeys(terms.secret, secrets.token_urlsafe)
         self._desk = JoinDesk(secrets.token_urlsafe)
         self._live: dict[str, Live] = {}
+        self._launching: dict[Live, asyncio.Task[None]] = {}
         self._closing: dict[Live, asyncio.Task[None]] = {}
         self._tasks = asyncio.TaskGroup()
         self._draining = False
@@ -88,7 +89,7 @@ class Manager:
     async def __aexit__(self, *failure: object) -> None:
         """End every session, then the loops, then the launcher."""
         await self.drain()
-        for task in (*self._loops, *self._closing.values()):
+        for task in (*self._loops, *self._launching.values(), *self._closing.values()):
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
         await self._launcher.aclose()
@@ -133,7 +134,9 @@ class Manager:
                 session=record.session_id, launch=record.launch_id, launcher=self._launcher.name
             )
         )
-        self._tasks.create_task(self._launch(live), name=f"launch {record.session_id}")
+        self._launching[live] = self._tasks.create_task(
+            self._launch(live), name=f"launch {record.session_id}"
+        )
         return live
 
     def _new(self, server: ServerDefinition, principal: str) -> Live:
@@ -245,6 +248,7 @@ class Manager:
                 )
             )
         finally:
+            del self._launching[live]
             live.launched.set()
 
     async def _close(self, live: Live, reason: Reason, error: GatewayError) -> None:

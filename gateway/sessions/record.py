@@ -37,6 +37,8 @@ class Reason(StrEnum):
     """Why a session ended."""
 
     CLIENT_DELETE = "client_delete"
+    CLIENT_GONE = "client_gone"
+    INITIALIZE_FAILED = "initialize_failed"
     IDLE = "idle"
     LIFETIME = "lifetime"
     PROCESS_EXIT = "process_exit"

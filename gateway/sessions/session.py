@@ -24,6 +24,7 @@ from gateway.errors import (
     ChildNotStarted,
     GatewayError,
     MessageTooBig,
+    SessionEnded,
 )
 from gateway.jsonrpc import (
     Envelope,
@@ -255,14 +256,36 @@ class Session(Generic[S]):
             if not swallow:
                 self._tell(events.Dropped, what="response", why="nobody asked for it")
             return []
-        if call.method == "initialize":
-            self.record.revision = negotiated_revision(envelope)
         outcome = "ok" if envelope.error is UNSET else "error"
+        if call.method == "initialize":
+            self._initialized(envelope, outcome)
         self._finished(call, outcome, len(message.payload), now)
         if call.stream is None:
             self._tell(events.Dropped, what="response", why="its client has hung up")
             return []
         return [Delivery(call.stream, one_line(message.payload), last=True, message=message)]
+
+    def _initialized(self, envelope: Envelope, outcome: str) -> None:
+        self.record.revision = negotiated_revision(envelope)
+        if outcome == "error":
+            # Its client gets no session key with an error, so nobody could ever use the session.
+            self.ending = Ending(
+                Reason.INITIALIZE_FAILED, SessionEnded("the server refused to initialize")
+            )
+
+    def undelivered(self, delivery: Delivery[S]) -> None:
+        """Take back what its stream did not write: questions wait for the next stream.
+
+        An answer has nobody left to go to.
+        """
+        if delivery.message is not None:
+            self.link.consumed(delivery.message)
+        if delivery.last or not delivery.raw:
+            self._tell(events.Dropped, what="response", why="its client has hung up")
+            return
+        envelope = peek(delivery.raw)
+        if envelope.method != "notifications/progress":
+            self._park(envelope, delivery.raw, envelope.kind)
 
     def _park(self, envelope: Envelope, raw: bytes, kind: Kind) -> None:
         if (

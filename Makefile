@@ -29,6 +29,7 @@ check: $(READY)  ## Seconds: format, lint, layers, types, and the tests of the p
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/lint-imports --no-logo 2>/dev/null | tail -1 | grep -q ' 0 broken' || $(BIN)/lint-imports
+	$(BIN)/deptry . >/dev/null 2>&1 || $(BIN)/deptry .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house_rules.py tests/unit tests/link -n auto
 

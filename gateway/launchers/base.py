@@ -50,7 +50,7 @@ class Launcher(Protocol):
 
     name: str
     boot_timeout_s: float
-    """Default time from the client's request to the running child."""
+    """Default time from the client's request to the child's first answer."""
     grace_s: float
     """How long an agent may be out of reach before its session ends."""
     poll_s: float

@@ -15,12 +15,12 @@ class Lease:
 
     Attributes:
         created: when the client asked for it.
-        boot_s: from `created` until the child must run.
+        boot_s: from `created` until the child must have answered for the first time.
         idle_s: from the last activity until it ends.
         lifetime_s: from `created` until it ends whatever it does.
         grace_s: how long the agent may be out of reach.
         active: last activity.
-        booted: the child runs.
+        booted: it has.
         parted: since when the agent is out of reach, or None.
     """
 

@@ -26,7 +26,7 @@ from gateway.registry.servers import ServerDefinition
 from gateway.sessions.credentials import JoinDesk, SessionKeys, TokenRefused
 from gateway.sessions.lease import Lease
 from gateway.sessions.live import LADDER_S, Live
-from gateway.sessions.record import Reason, SessionRecord, Step
+from gateway.sessions.record import Reason, SessionRecord, State, Step
 from gateway.sessions.session import Session
 
 TICK_S = 0.25
@@ -339,9 +339,16 @@ _UNEXPECTED = {
 
 
 def _boot_timeout(live: Live) -> StartTimeout:
+    server, limit_s = live.record.server.name, live.lease.boot_s
+    if live.record.state is State.LAUNCHING:
+        return StartTimeout(
+            f"no agent dialled back within {limit_s:.0f} s (boot_timeout of {server}); the dyno "
+            "was stopped. Can it reach GATEWAY_URL?"
+        )
+    said = "\n".join(live.session.last_words)
     return StartTimeout(
-        f"no agent dialled back within {live.lease.boot_s:.0f} s (boot_timeout of "
-        f"{live.record.server.name}); the dyno was stopped. Can it reach GATEWAY_URL?"
+        f"{server} did not answer within {limit_s:.0f} s (its boot_timeout); the dyno was stopped. "
+        + (f"Its last words on stderr:\n{said}" if said else "It wrote nothing on stderr.")
     )
 
 

@@ -50,6 +50,9 @@ BACKLOG_MESSAGES = 64
 BACKLOG_BYTES = 256 * 1024
 """Messages of the child that name no call and find no open stream wait for the next one."""
 
+LAST_WORDS, LAST_WORD = 10, 400
+"""How many lines of stderr, of how many characters each, go into the error of a failed boot."""
+
 NOISE_SAMPLE = 200
 QUIET_S = 1.0
 """A session that runs no call for so long is called idle: a burst is one line in the story."""
@@ -91,6 +94,12 @@ class Session(Generic[S]):
         link: our end of the link.
         emit: hears events.
         call_timeout_s: longest call.
+
+    Attributes:
+        ending: set once the session cannot go on.
+        active: last activity, monotonic seconds.
+        booted: the child has answered for the first time.
+        last_words: the last lines of its stderr.
     """
 
     def __init__(
@@ -101,6 +110,7 @@ class Session(Generic[S]):
         self.ending: Ending | None = None
         self.active = record.created
         self.booted = False
+        self.last_words: deque[str] = deque(maxlen=LAST_WORDS)
         self._emit = emit
         self._call_timeout_s = call_timeout_s
         self._table: Correlation[S] = Correlation()
@@ -252,6 +262,7 @@ class Session(Generic[S]):
             return []
         swallow = self._table.is_forgotten(request_id)
         call = self._table.finish(request_id)
+        self.booted = True
         if call is None:
             if not swallow:
                 self._tell(events.Dropped, what="response", why="nobody asked for it")
@@ -306,10 +317,12 @@ class Session(Generic[S]):
 
     def _child_log(self, payload: bytes) -> None:
         record = _document(payload)
-        text, dropped = record.get("stderr"), record.get("dropped")
+        said, dropped = record.get("stderr"), record.get("dropped")
+        text = said if isinstance(said, str) else ""
+        self.last_words.append(text[:LAST_WORD])
         self._tell(
             events.ChildLog,
-            text=text if isinstance(text, str) else "",
+            text=text,
             dropped=dropped if isinstance(dropped, int) else 0,
         )
 
@@ -317,7 +330,6 @@ class Session(Generic[S]):
         report = _document(payload)
         match report.get("event"):
             case "spawned":
-                self.booted = True
                 self.active = now
                 self.record.move(Step.SPAWNED)
                 pid = report.get("pid")

@@ -1,0 +1,81 @@
+"""What is installed is what is meant: one wheel, and an agent that starts without the rest."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import dyno_agent
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD_S = 120
+
+
+def test_wheel_holds_the_four_packages_and_the_command(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, ROOT],
+        check=True,
+        timeout=BUILD_S,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+        commands = archive.read(entry_points).decode()
+    tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"gateway", "dyno_agent", "clients", "mcp_servers"}
+    assert dyno_agent.__version__ in wheel.name
+    assert "dyno-gateway = gateway.__main__:main" in commands
+
+
+async def test_agent_starts_with_nothing_but_websockets(tmp_path: Path) -> None:
+    """Its import must not find anything else of ours or of the gateway's dependencies."""
+    blocker = [
+        "aiohttp",
+        "msgspec",
+        "pydantic",
+        "structlog",
+        "mcp",
+        "typer",
+        "rich",
+        "gateway",
+        "clients",
+    ]
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({blocker!r}))\n"
+        "from dyno_agent.__main__ import main\n"
+        "raise SystemExit(main())\n"
+    )
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        _, complaint = await agent.communicate()
+    assert agent.returncode == 78
+    assert b"RENDEZVOUS_URL" in complaint
+
+
+def test_every_direct_dependency_is_pinned_exactly() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for file, groups in {
+        "requirements.txt": ("gateway", "clients", "servers"),
+        "requirements-dev.txt": tuple(extras),
+    }.items():
+        wanted = [*project["dependencies"], *(name for group in groups for name in extras[group])]
+        names = {
+            spec.split(";")[0].strip().split(">")[0].split("=")[0].split("<")[0] for spec in wanted
+        }
+        pinned = (ROOT / file).read_text(encoding="utf-8")
+        assert [name for name in names if f"\n{name}==" not in f"\n{pinned}"] == []
+        assert "://" not in pinned

@@ -27,7 +27,7 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         cwd: working directory in the dyno.
         default: serve it at `/mcp` too.
         size: dyno size.
-        boot_timeout: from the request to the child's first answer; None takes the launcher's default.
+        boot_timeout: from the request to the child's first answer; None takes the launcher's.
         idle_timeout: without activity.
         max_lifetime: whatever it does.
         call_timeout: longest call.

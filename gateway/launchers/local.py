@@ -19,10 +19,15 @@ from pathlib import Path
 
 from gateway.launchers.base import Dyno, LaunchError, LaunchOrder
 
-INHERITED = ("LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS")
-"""What a dyno's own image would bring along. Package managers' settings are added by prefix."""
+INHERITED = (
+    *("LANG", "LC_ALL", "TZ"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+)
+"""What a dyno's own image and network would bring along."""
 
 INHERITED_PREFIXES = ("PIP_", "UV_", "npm_config_")
+"""Settings of the package managers that servers call."""
 
 LOG_TAIL_BYTES = 4096
 TERM_S = 8.0

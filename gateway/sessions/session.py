@@ -50,6 +50,10 @@ BACKLOG_MESSAGES = 64
 BACKLOG_BYTES = 256 * 1024
 """Messages of the child that name no call and find no open stream wait for the next one."""
 
+LOG_LINES_PER_S = 200
+"""Lines of a child's stderr that become events; more are counted, or one session's chatter would
+cost all others the gateway's time."""
+
 LAST_WORDS, LAST_WORD = 10, 400
 """How many lines of stderr, of how many characters each, go into the error of a failed boot."""
 
@@ -117,6 +121,7 @@ class Session(Generic[S]):
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._noise = 0
+        self._second, self._said, self._unsaid = record.created, 0, 0
 
     @property
     def calling(self) -> bool:
@@ -221,7 +226,7 @@ class Session(Generic[S]):
             deliveries = self._agent_event(message.payload, now)
         else:
             deliveries = []
-            self._child_log(message.payload)
+            self._child_log(message.payload, now)
         self.link.consumed(message)
         return deliveries
 
@@ -232,8 +237,9 @@ class Session(Generic[S]):
             kind = envelope.kind
         except GatewayError:
             self._noise += 1
-            sample = raw[:NOISE_SAMPLE].decode(errors="backslashreplace")
-            self._tell(events.Noise, sample=sample, total=self._noise)
+            if self._noise.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …: a flood is no log flood
+                sample = raw[:NOISE_SAMPLE].decode(errors="backslashreplace")
+                self._tell(events.Noise, sample=sample, total=self._noise)
             return []
         if kind is Kind.RESPONSE:
             return self._child_answers(envelope, message, now)
@@ -315,16 +321,20 @@ class Session(Generic[S]):
         self._tell(events.Dropped, what=_method(envelope), why=why)
         self.link.send(Channel.RPC, error_response(_id(envelope), Busy(f"not asked: {why}")))
 
-    def _child_log(self, payload: bytes) -> None:
+    def _child_log(self, payload: bytes, now: float) -> None:
         record = _document(payload)
         said, dropped = record.get("stderr"), record.get("dropped")
         text = said if isinstance(said, str) else ""
         self.last_words.append(text[:LAST_WORD])
-        self._tell(
-            events.ChildLog,
-            text=text,
-            dropped=dropped if isinstance(dropped, int) else 0,
-        )
+        self._unsaid += dropped if isinstance(dropped, int) else 0
+        if now - self._second >= 1:
+            self._second, self._said = now, 0
+        if self._said >= LOG_LINES_PER_S:
+            self._unsaid += 1
+            return
+        self._said += 1
+        self._tell(events.ChildLog, text=text, dropped=self._unsaid)
+        self._unsaid = 0
 
     def _agent_event(self, payload: bytes, now: float) -> list[Delivery[S]]:
         report = _document(payload)

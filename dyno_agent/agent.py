@@ -267,6 +267,7 @@ class Agent:
             await asyncio.wait((listen, overhear), timeout=PIPE_LINGER_S)
             for task in (feed, listen, overhear, watch):
                 task.cancel()
+        child.close()
         return child.report()
 
     async def _watch(self, child: Child) -> None:

@@ -57,13 +57,36 @@ class ExitReport:
         return 128 + signal.Signals[self.signal or "SIGKILL"].value
 
 
+class _Protocol(asyncio.subprocess.SubprocessStreamProtocol):
+    """Tells the exit when it happens.
+
+    `Process.wait` waits for the pipes too, in some versions of Python, and a grandchild may hold
+    those open for ever.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(CHUNK_BYTES, loop)
+        self.exited = asyncio.Event()
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        self.exited.set()
+
+
 class Child:
     """A running child. Make it with `Child.spawn`."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        transport: asyncio.SubprocessTransport,
+        exited: asyncio.Event,
+    ) -> None:
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise ValueError("the child needs all three pipes")
         self._process = process
+        self._transport = transport
+        self._exited = exited
         self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         self._started = time.monotonic()
         self._tail = b""
@@ -80,8 +103,12 @@ class Child:
         Raises:
             SpawnFailed: not found, not executable, bad working directory, or out of resources.
         """
+        if not spec.argv:
+            raise SpawnFailed("there is no command to start")
+        loop = asyncio.get_running_loop()
         try:
-            process = await asyncio.create_subprocess_exec(
+            transport, protocol = await loop.subprocess_exec(
+                lambda: _Protocol(loop),
                 *spec.argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -89,12 +116,12 @@ class Child:
                 env={**environment, **spec.env},
                 cwd=spec.cwd,
                 start_new_session=True,
-                limit=CHUNK_BYTES,
                 preexec_fn=die_with_parent,
             )
         except (OSError, ValueError) as error:
             raise SpawnFailed(_why_not(spec, error)) from error
-        return cls(process)
+        process = asyncio.subprocess.Process(transport, protocol, loop)
+        return cls(process, transport, protocol.exited)
 
     @property
     def pid(self) -> int:
@@ -134,8 +161,8 @@ class Child:
             yield _text(line)
 
     async def wait(self) -> None:
-        """Return when the process has exited."""
-        await self._process.wait()
+        """Return when the process has exited, whoever still holds its pipes."""
+        await self._exited.wait()
 
     async def end(self, grace_s: float) -> None:
         """Climb the kill ladder until the child is gone, then sweep its process group.
@@ -149,17 +176,21 @@ class Child:
             (lambda: self._signal_group(signal.SIGKILL), None),
         )
         for climb, patience_s in rungs:
-            if self._process.returncode is not None:
+            if self._exited.is_set():
                 break
             self._asked = True
             climb()
             try:
                 async with asyncio.timeout(patience_s):
-                    await self._process.wait()
+                    await self._exited.wait()
             except TimeoutError:
                 continue
         self._signal_group(signal.SIGKILL)
         self._stdin.close()
+
+    def close(self) -> None:
+        """Let go of the pipes: after `end`, and after whatever is left in them was read."""
+        self._transport.close()
 
     def report(self) -> ExitReport:
         """Return how it ended. Only after `wait` or `end`."""

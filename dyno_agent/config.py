@@ -8,6 +8,7 @@ PREFIX = "RENDEZVOUS_"
 URL = "RENDEZVOUS_URL"
 JOIN_TOKEN = "RENDEZVOUS_JOIN_TOKEN"  # noqa: S105 - the variable's name
 START_DEADLINE = "RENDEZVOUS_START_DEADLINE_S"
+LONGEST_DEADLINE_S = 86_400
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -45,7 +46,10 @@ def take_config(environment: MutableMapping[str, str]) -> Config:
     """
     taken = {name: environment.pop(name) for name in list(environment) if name.startswith(PREFIX)}
     url, token = taken.get(URL, ""), taken.get(JOIN_TOKEN, "")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{URL} must be the gateway's base URL, such as https://gw.example.com")
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
@@ -54,6 +58,8 @@ def take_config(environment: MutableMapping[str, str]) -> Config:
         raise ConfigError(f"{JOIN_TOKEN} must hold the token that the gateway made for this launch")
     try:
         deadline = float(taken.get(START_DEADLINE, "120"))
-    except ValueError as error:
-        raise ConfigError(f"{START_DEADLINE} must be a number of seconds") from error
+    except ValueError:
+        deadline = 0.0
+    if not 0 < deadline <= LONGEST_DEADLINE_S:
+        raise ConfigError(f"{START_DEADLINE} must be a number of seconds up to a day")
     return Config(url.rstrip("/"), token, deadline, environment.get("DYNO", ""))

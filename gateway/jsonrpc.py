@@ -6,12 +6,14 @@ as they were written.
 """
 
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from gateway.errors import BadJson, BadMessage, GatewayError
+
+T = TypeVar("T")
 
 
 class Kind(Enum):
@@ -130,15 +132,20 @@ def one_line(raw: bytes) -> bytes:
 
 
 def error_response(request_id: str | int | None, error: GatewayError) -> bytes:
-    """Return the JSON-RPC error response for a failure of ours."""
+    """Return the JSON-RPC error response for a failure of ours.
+
+    Text that came from outside may hold halves of surrogate pairs, which no encoding of JSON takes.
+    """
+    data = {"reason": error.reason, **{key: sound(value) for key, value in error.data.items()}}
     return msgspec.json.encode(
         {
             "jsonrpc": "2.0",
-            "id": request_id,
-            "error": {
-                "code": error.code,
-                "message": error.message,
-                "data": {"reason": error.reason, **error.data},
-            },
+            "id": sound(request_id),
+            "error": {"code": error.code, "message": sound(error.message), "data": data},
         }
     )
+
+
+def sound(value: T) -> T:
+    """Return a text with everything replaced that UTF-8 cannot hold; other values as they are."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value  # type: ignore[return-value]

@@ -23,6 +23,7 @@ def ensure_env_file(path: Path = ENV_FILE) -> bool:
         return False
     lines = [f"{name}={secrets.token_urlsafe(32)}\n" for name in missing]
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.fchmod(descriptor, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         if known and not known.endswith("\n"):
             file.write("\n")

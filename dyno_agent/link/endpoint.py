@@ -27,6 +27,9 @@ from dyno_agent.link.limits import DEFAULT_LIMITS, FRAGMENT_BYTES, Limits
 _URGENT_FIRST = (Channel.CMD, Channel.EVENT, Channel.RPC, Channel.LOG)
 """Between two fragments of a large message, a `stop` or an exit report goes first."""
 
+_RESERVE_BYTES, _RESERVE_FRAMES = FRAGMENT_BYTES, 1
+"""Credit that only commands and events may use: `stop` and `exited` get through a full window."""
+
 _MESSAGE_OVERHEAD = 512
 """Bytes charged to every message on top of its payload, so that a flood of tiny messages is
 bounded by memory as well as by count."""
@@ -49,6 +52,13 @@ class _Sent(NamedTuple):
     seq: int
     type_flags: tuple[bool, Channel]
     payload: memoryview
+
+
+class _Held(NamedTuple):
+    """What a message costs its receiver until it is consumed."""
+
+    size: int
+    frames: int
 
 
 class _Open:
@@ -76,13 +86,15 @@ class Endpoint:
         self._queued_bytes = dict.fromkeys(_URGENT_FIRST, 0)
         self._unacked: deque[_Sent] = deque()
         self._unacked_bytes = 0
+        self._owed: dict[Channel, _Held] = {}  # what the rest of a begun message will take
         self._to_replay: deque[_Sent] = deque()
         self._seq = 0
         self._received = 0
         self._open: dict[Channel, _Open] = {}
-        self._unconsumed: dict[int, int] = {}  # by first sequence number, hence oldest first
+        self._unconsumed: dict[int, _Held] = {}  # by first sequence number, hence oldest first
         self._last_ack = 0
         self._held_bytes = 0
+        self._held_frames = 0
         self._consumed_bytes = 0
         self._ack_now = False
         self._heard = self._spoke = now
@@ -158,23 +170,42 @@ class Endpoint:
         return frames
 
     def _next_lane(self) -> Channel | None:
-        if (
-            self._unacked_bytes >= self.limits.window_bytes
-            or len(self._unacked) >= self.limits.window_frames
-        ):
-            return None
-        return next((lane for lane in _URGENT_FIRST if self._queued[lane]), None)
+        """Return the lane whose next fragment goes out now.
+
+        A message begins only when the window has room for all of it: its receiver acknowledges it
+        as a whole, so one that could not end would block every acknowledgement for ever. A lane
+        that waits for room holds back the less urgent ones.
+        """
+        waits = False
+        for lane in _URGENT_FIRST:
+            if lane in self._owed:
+                return lane
+            if self._queued[lane] and not waits:
+                if self._fits(lane):
+                    return lane
+                waits = True
+        return None
+
+    def _fits(self, lane: Channel) -> bool:
+        size, frames = _cost(self._queued[lane][0])
+        spoken_for = self._owed.values()
+        size += self._unacked_bytes + sum(owed.size for owed in spoken_for)
+        frames += len(self._unacked) + sum(owed.frames for owed in spoken_for)
+        if lane in (Channel.RPC, Channel.LOG):
+            size, frames = size + _RESERVE_BYTES, frames + _RESERVE_FRAMES
+        return size <= self.limits.window_bytes and frames <= self.limits.window_frames
 
     def _cut(self, lane: Channel) -> _Sent:
         """Take the next fragment of a lane into the unacknowledged window."""
         queue = self._queued[lane]
-        rest = queue[0]
-        part, rest = rest[:FRAGMENT_BYTES], rest[FRAGMENT_BYTES:]
+        part, rest = queue[0][:FRAGMENT_BYTES], queue[0][FRAGMENT_BYTES:]
         fin = not len(rest)
         if fin:
             queue.popleft()
+            self._owed.pop(lane, None)
         else:
             queue[0] = rest
+            self._owed[lane] = _cost(rest)
         self._queued_bytes[lane] -= len(part) + (_MESSAGE_OVERHEAD if fin else 0)
         self._seq += 1
         sent = _Sent(self._seq, (fin, lane), part)
@@ -212,9 +243,10 @@ class Endpoint:
         if frame.seq != self._received + 1:
             raise ProtocolViolation(f"frame {frame.seq} after {self._received}")
         self._held_bytes += len(frame.payload)
+        self._held_frames += 1
         if (
-            len(self._unconsumed) >= self.limits.window_frames
-            or self._held_bytes > self.limits.window_bytes + FRAGMENT_BYTES
+            self._held_frames > self.limits.window_frames
+            or self._held_bytes > self.limits.window_bytes
         ):
             raise ProtocolViolation("more frames or bytes than the window allows")
         self._received = frame.seq
@@ -224,7 +256,7 @@ class Endpoint:
         message = self._open.get(frame.channel)
         if message is None:
             message = self._open[frame.channel] = _Open(frame.seq)
-            self._unconsumed[frame.seq] = 0
+            self._unconsumed[frame.seq] = _Held(0, 0)
         message.size += len(frame.payload)
         if message.size > self.limits.message_bytes:
             raise ProtocolViolation(f"a message over {self.limits.message_bytes} bytes")
@@ -232,16 +264,17 @@ class Endpoint:
         if not frame.fin:
             return None
         del self._open[frame.channel]
-        self._unconsumed[message.key] = message.size
+        self._unconsumed[message.key] = _Held(message.size, len(message.parts))
         payload = bytes(message.parts[0]) if len(message.parts) == 1 else b"".join(message.parts)
         return Message(frame.channel, payload, message.key)
 
     def consumed(self, message: Message) -> None:
         """Tell that a message was taken over; its frames may now be acknowledged."""
-        size = self._unconsumed.pop(message.key, None)
-        if size is not None:
-            self._held_bytes -= size
-            self._consumed_bytes += size
+        held = self._unconsumed.pop(message.key, None)
+        if held is not None:
+            self._held_bytes -= held.size
+            self._held_frames -= held.frames
+            self._consumed_bytes += held.size
             self._ack_now |= message.channel is Channel.EVENT
 
     def _floor(self) -> int:
@@ -285,6 +318,8 @@ class Endpoint:
         self._to_replay = deque(sent for sent in self._unacked if sent.seq > peer_received)
         self._attached = True
         self._heard = self._spoke = now
+        # The last acknowledgement may have been lost with its socket.
+        self._last_ack, self._ack_now = 0, True
 
     def _first_held(self) -> int:
         return self._unacked[0].seq if self._unacked else self._seq + 1
@@ -316,3 +351,8 @@ class Endpoint:
         self._acknowledged(acknowledged)
         self._spoke = now
         return [self._bare(FrameType.HEARTBEAT, acknowledged)]
+
+
+def _cost(payload: memoryview) -> _Held:
+    """What a message, or the rest of one, takes of the window; an empty one still takes a frame."""
+    return _Held(len(payload), max(1, -(-len(payload) // FRAGMENT_BYTES)))

@@ -5,7 +5,7 @@ the major version is the name of the WebSocket subprotocol.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from dyno_agent.link.frames import ProtocolViolation
@@ -112,13 +112,17 @@ class Welcome:
             return cls(
                 epoch=int(document["epoch"]),
                 received=_count(document, "received"),
-                limits=Limits(**document["limits"]),
+                limits=_limits(document["limits"]),
                 orphan_s=float(document["orphan_s"]),
                 grace_s=float(document["grace_s"]),
                 child=None if child is None else _child(child),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ProtocolViolation(f"WELCOME: {error}") from error
+
+
+def _limits(document: dict[str, Any]) -> Limits:
+    return Limits(**{key.name: document[key.name] for key in fields(Limits)})
 
 
 def _child(document: dict[str, Any]) -> ChildSpec:

@@ -46,8 +46,8 @@ class Limits:
         """
         if self.window_bytes < self.message_bytes + FRAGMENT_BYTES:
             raise ValueError("window_bytes must hold one message and a fragment")
-        if self.window_frames * FRAGMENT_BYTES < self.window_bytes:
-            raise ValueError("window_frames x fragment size must cover window_bytes")
+        if (self.window_frames - 1) * FRAGMENT_BYTES < self.message_bytes:
+            raise ValueError("window_frames must hold one message and a fragment")
         if self.ack_frames * 2 > self.window_frames or self.ack_bytes * 2 > self.window_bytes:
             raise ValueError("acknowledge at least twice per window")
         if not self.heartbeat_s * 3 <= self.dead_s < 55.0:

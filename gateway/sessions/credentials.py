@@ -7,8 +7,11 @@ told. What is kept here are hashes only.
 
 import hashlib
 import hmac
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+_PROOF = re.compile(r"[0-9a-f]{64}")
 
 Draw = Callable[[int], str]
 """n random bytes as URL-safe text: `secrets.token_urlsafe`."""
@@ -38,7 +41,7 @@ class SessionKeys:
     def issued(self, key: str) -> bool:
         """True when this deployment made the key, whether or not its session still lives."""
         nonce, _, mac = key.partition(".")
-        return hmac.compare_digest(mac.encode(), self._mac(nonce).encode())
+        return key.isascii() and hmac.compare_digest(mac, self._mac(nonce))
 
     def _mac(self, nonce: str) -> str:
         return hmac.digest(self._secret, nonce.encode(), "sha256")[:16].hex()
@@ -59,8 +62,8 @@ class TokenReplayed(Exception):
 
 @dataclass(slots=True)
 class _Pass:
-    key: str
-    secret_hash: str
+    key: str = field(repr=False)
+    secret_hash: str = field(repr=False)
     expires: float
     proof: str | None = None
     boot_id: str = ""
@@ -107,12 +110,13 @@ class JoinDesk:
         session.
 
         Raises:
-            TokenRefused: the proof is no SHA-256.
+            TokenRefused: the proof is no SHA-256, the boot id no ASCII, or the session has ended
+                since the credential was recognised.
             TokenReplayed: the token was already used by another process.
         """
         kind, launch_id, _ = _parts(credential)
-        known = self._passes[launch_id]
-        if len(proof) != 64:
+        known = self._passes.get(launch_id)
+        if known is None or not _PROOF.fullmatch(proof) or not boot_id.isascii():
             raise TokenRefused
         if known.proof is None and kind == "rj":
             known.proof, known.boot_id = proof, boot_id

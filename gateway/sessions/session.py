@@ -35,6 +35,7 @@ from gateway.jsonrpc import (
     one_line,
     params_of,
     peek,
+    sound,
 )
 from gateway.sessions.record import Reason, SessionRecord, State, Step
 
@@ -56,6 +57,9 @@ cost all others the gateway's time."""
 
 LAST_WORDS, LAST_WORD = 10, 400
 """How many lines of stderr, of how many characters each, go into the error of a failed boot."""
+
+MAX_REPORT = 16 * 1024
+"""Characters taken of any text in which an agent tells about itself or its child."""
 
 NOISE_SAMPLE = 200
 QUIET_S = 1.0
@@ -140,6 +144,7 @@ class Session(Generic[S]):
         if len(self._table) >= MAX_CALLS:
             raise Busy(f"more than {MAX_CALLS} calls are in flight in this session")
         self._check_room()
+        line = self._line(raw)
         params = params_of(envelope)
         call = Call(
             id=_id(envelope),
@@ -151,14 +156,14 @@ class Session(Generic[S]):
             token=_token(params),
         )
         self._table.begin(call)
-        self._forward(raw, now)
+        self._forward(line, now)
         self.record.calls += 1
         self.record.move(Step.CALL)
 
     def notify(self, envelope: Envelope, raw: bytes, now: float) -> list[Delivery[S]]:
         """Take a notification. A cancellation ends its call's stream: the child will not answer."""
         self._check_room()
-        self._forward(raw, now)
+        self._forward(self._line(raw), now)
         if envelope.method != "notifications/cancelled":
             return []
         cancelled = params_of(envelope).requestId
@@ -174,18 +179,21 @@ class Session(Generic[S]):
         Raises:
             BadMessage: the child asked no such thing.
         """
+        line = self._line(raw)
         if envelope.id is None or envelope.id is UNSET or not self._table.answered(envelope.id):
             raise BadMessage("a response to a request that this session's server did not make")
-        self._forward(raw, now)
+        self._forward(line, now)
 
     def _check_room(self) -> None:
         if not self.link.writable:
             raise Busy("the server in the dyno does not read: its input is full; repeat later")
 
-    def _forward(self, raw: bytes, now: float) -> None:
-        line = one_line(raw)
-        if len(line) > self.link.limits.message_bytes:
+    def _line(self, raw: bytes) -> bytes:
+        if len(raw) > self.link.limits.message_bytes:
             raise MessageTooBig(f"a message may have {self.link.limits.message_bytes} bytes")
+        return one_line(raw)
+
+    def _forward(self, line: bytes, now: float) -> None:
         self.active = now
         self.link.send(Channel.RPC, line)
 
@@ -315,18 +323,20 @@ class Session(Generic[S]):
             self._table.answered(_id(envelope))
             self._refuse_ask(envelope, "the client has no open stream")
         else:
-            self._tell(events.Dropped, what=_method(envelope), why="no open stream")
+            self._tell(events.Dropped, what=_method(envelope)[:64], why="no open stream")
 
     def _refuse_ask(self, envelope: Envelope, why: str) -> None:
-        self._tell(events.Dropped, what=_method(envelope), why=why)
-        self.link.send(Channel.RPC, error_response(_id(envelope), Busy(f"not asked: {why}")))
+        self._tell(events.Dropped, what=_method(envelope)[:64], why=why)
+        refusal = error_response(_id(envelope), Busy(f"not asked: {why}"))
+        # To a child that does not read there is no end of refusals: it gets none.
+        if self.link.writable and len(refusal) <= self.link.limits.message_bytes:
+            self.link.send(Channel.RPC, refusal)
 
     def _child_log(self, payload: bytes, now: float) -> None:
         record = _document(payload)
-        said, dropped = record.get("stderr"), record.get("dropped")
-        text = said if isinstance(said, str) else ""
+        text = _text(record, "stderr")
         self.last_words.append(text[:LAST_WORD])
-        self._unsaid += dropped if isinstance(dropped, int) else 0
+        self._unsaid += _number(record, "dropped")
         if now - self._second >= 1:
             self._second, self._said = now, 0
         if self._said >= LOG_LINES_PER_S:
@@ -342,15 +352,14 @@ class Session(Generic[S]):
             case "spawned":
                 self.active = now
                 self.record.move(Step.SPAWNED)
-                pid = report.get("pid")
                 self._tell(
                     events.Ready,
-                    pid=pid if isinstance(pid, int) else 0,
+                    pid=_number(report, "pid"),
                     boot_s=round(now - self.record.created, 3),
                 )
             case "spawn_failed":
                 error: GatewayError = ChildNotStarted(
-                    f"the server could not be started: {report.get('message')}"
+                    f"the server could not be started: {_text(report, 'message')}"
                 )
                 self.ending = Ending(Reason.BOOT_FAILED, error)
             case "exited":
@@ -364,9 +373,9 @@ class Session(Generic[S]):
     def _answer_too_big(self, report: dict[str, object], now: float) -> list[Delivery[S]]:
         """The bytes are gone and with them the id, so every running call is told the truth."""
         error = AnswerTooBig(
-            f"the server sent a message of {report.get('bytes')} bytes; the limit is "
-            f"{report.get('limit')}. It was dropped, and with it possibly this call's answer: "
-            "ask for less, or in parts."
+            f"the server sent a message of {_number(report, 'bytes')} bytes; the limit is "
+            f"{self.link.limits.message_bytes}. It was dropped, and with it possibly this call's "
+            "answer: ask for less, or in parts."
         )
         return [d for call in self._table.calls for d in self._end_call(call, error, now)]
 
@@ -447,14 +456,22 @@ def _document(payload: bytes) -> dict[str, object]:
     return document if isinstance(document, dict) else {}
 
 
+def _text(report: dict[str, object], key: str) -> str:
+    value = report.get(key)
+    return sound(value[:MAX_REPORT]) if isinstance(value, str) else ""
+
+
+def _number(report: dict[str, object], key: str) -> int:
+    value = report.get(key)
+    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
+
+
 def _exit_error(report: dict[str, object]) -> ChildExited:
-    code, signal = report.get("code"), report.get("signal")
+    signal = _text(report, "signal")
+    code = None if signal else _number(report, "code")
     how = f"by {signal}" if signal else f"with exit code {code}"
-    tail = report.get("stderr_tail")
-    tail = tail.strip() if isinstance(tail, str) else ""
+    tail = _text(report, "stderr_tail").strip()
     last = f" Its last words on stderr:\n{tail}" if tail else " It wrote nothing on stderr."
     return ChildExited(
-        f"the server process ended {how} after {report.get('seconds')} s.{last}",
-        exit_code=code,
-        signal=signal,
+        f"the server process ended {how}.{last}", exit_code=code, signal=signal or None
     )

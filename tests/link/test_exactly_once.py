@@ -1,0 +1,369 @@
+"""Two endpoints and a hostile wire: every message arrives exactly once, in order, byte for byte.
+
+A state machine drives both ends: it sends on every channel, delivers frame by frame, consumes in
+any order or not at all, cuts the wire with frames in flight, lets frames that a socket had already
+taken arrive late, loses a WELCOME, and moves the clock. A second, much simpler account of what each
+side holds (`Inbound`) judges the endpoints. Every run ends with a healed wire, on which all that
+was sent must arrive and settle.
+
+HYPOTHESIS_PROFILE=nightly runs a longer, random search; the default one is the same every time.
+"""
+
+import os
+import random
+from collections import deque
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from dyno_agent.link import Channel, Endpoint, Limits, LinkLost, Message
+from dyno_agent.link.frames import Frame, FrameType, decode
+from dyno_agent.link.limits import FRAGMENT_BYTES
+
+PROFILES = {
+    "default": settings(max_examples=300, stateful_step_count=60, derandomize=True, database=None),
+    "nightly": settings(max_examples=5000, stateful_step_count=100, print_blob=True),
+}
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
+
+LIMITS = Limits(
+    message_bytes=200_000,
+    window_bytes=200_000 + FRAGMENT_BYTES,
+    window_frames=8,
+    ack_bytes=100_000,
+    ack_frames=3,
+)
+"""The smallest window that four fragments allow, so that it is full most of the time."""
+
+SIZES = (0, 1, 100, FRAGMENT_BYTES - 1, FRAGMENT_BYTES, FRAGMENT_BYTES + 1, 131_072, 200_000)
+NOISE = random.Random(20).randbytes(1 << 20)  # noqa: S311 - the same bytes in every run
+SIDES = ("agent", "gateway")
+
+side_names = st.sampled_from(SIDES)
+counts = st.integers(0, 6)
+
+
+class Inbound:
+    """What one side must have been given and may acknowledge: the plain account of a direction."""
+
+    def __init__(self) -> None:
+        self.sent: dict[Channel, list[bytes]] = {lane: [] for lane in Channel}
+        self.arrived = dict.fromkeys(Channel, 0)
+        self.consumed = 0
+        self.received = 0
+        self.open: dict[Channel, list[int]] = {lane: [] for lane in Channel}
+        self.frames_of: dict[int, list[int]] = {}  # whole messages, by first frame
+        self.outstanding: set[int] = set()  # frames of messages not yet consumed
+        self.messages: list[Message] = []  # handed out, not consumed
+        self.known: dict[int, Frame] = {}
+
+    def expects(self, frame: Frame) -> bytes | None:
+        """Book a frame; return the message that it must complete."""
+        if frame.type is not FrameType.DATA or frame.seq <= self.received:
+            return None
+        self.received += 1
+        assert frame.seq == self.received
+        self.outstanding.add(frame.seq)
+        seqs = self.open[frame.channel]
+        seqs.append(frame.seq)
+        if not frame.fin:
+            return None
+        self.frames_of[seqs[0]], self.open[frame.channel] = seqs, []
+        self.arrived[frame.channel] += 1
+        return self.sent[frame.channel][self.arrived[frame.channel] - 1]
+
+    def consume(self, index: int) -> Message:
+        message = self.messages.pop(index % len(self.messages))
+        self.outstanding.difference_update(self.frames_of.pop(message.key))
+        self.consumed += 1
+        return message
+
+    @property
+    def acknowledgeable(self) -> int:
+        return min(self.outstanding) - 1 if self.outstanding else self.received
+
+    @property
+    def all_consumed(self) -> bool:
+        return self.consumed == sum(map(len, self.sent.values()))
+
+    def sees(self, frame: Frame) -> None:
+        """A replayed frame is the frame that was sent before, whatever its acknowledgement."""
+        if frame.type is FrameType.DATA:
+            first = self.known.setdefault(frame.seq, frame)
+            assert frame._replace(ack=0) == first._replace(ack=0)
+
+
+class Side:
+    """One endpoint, what is on its way to it, and the account of it."""
+
+    def __init__(self, now: float) -> None:
+        self.endpoint = Endpoint(LIMITS, now=now)
+        self.inbound = Inbound()
+        self.coming: deque[bytes] = deque()
+        self.late: deque[bytes] = deque()
+
+    def take(self, data: bytes, now: float) -> None:
+        expected = self.inbound.expects(decode(data))
+        message = self.endpoint.receive(data, now)
+        assert (message.payload if message else None) == expected
+        if message:
+            self.inbound.messages.append(message)
+
+    def take_late(self, count: int, now: float) -> None:
+        for _ in range(min(count, len(self.late))):
+            self.take(self.late.popleft(), now)
+
+
+class LinkMachine(RuleBasedStateMachine):
+    """The hostile world. `wired` tells whether frames written now can arrive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.wired = False
+        self.serial = 0
+        self.sides = {name: Side(self.now) for name in SIDES}
+
+    @initialize()
+    def first_attachment(self) -> None:
+        self.redial(self.sides["agent"].endpoint.received)
+
+    def other(self, name: str) -> Side:
+        return self.sides["gateway" if name == "agent" else "agent"]
+
+    # Messages
+
+    @rule(name=side_names, lane=st.sampled_from(Channel), size=st.sampled_from(SIZES))
+    def send(self, name: str, lane: Channel, size: int) -> None:
+        self.serial += 1
+        start = self.serial * 7919 % (len(NOISE) - size)
+        payload = NOISE[start : start + size]
+        self.other(name).inbound.sent[lane].append(payload)
+        self.sides[name].endpoint.send(lane, payload)
+
+    @rule(name=side_names)
+    def flush(self, name: str) -> None:
+        self.write(name, self.sides[name].endpoint.frames_to_send(self.now))
+
+    def write(self, name: str, frames: list[bytes]) -> None:
+        for data in frames:
+            frame = decode(data)
+            assert frame.ack <= self.sides[name].inbound.acknowledgeable
+            self.other(name).inbound.sees(frame)
+            if self.wired:
+                self.other(name).coming.append(data)
+
+    @rule(name=side_names, count=counts)
+    def deliver(self, name: str, count: int) -> None:
+        coming = self.sides[name].coming
+        for _ in range(min(count, len(coming))):
+            self.sides[name].take(coming.popleft(), self.now)
+
+    @rule(name=side_names, index=st.integers(0, 7))
+    def consume(self, name: str, index: int) -> None:
+        side = self.sides[name]
+        if side.inbound.messages:
+            side.endpoint.consumed(side.inbound.consume(index))
+
+    @rule(name=side_names)
+    def consume_all(self, name: str) -> None:
+        while self.sides[name].inbound.messages:
+            self.consume(name, 0)
+
+    # Attachments and time
+
+    @precondition(lambda self: self.wired)
+    @rule(in_agents_socket=counts, in_gateways_socket=counts)
+    def cut(self, in_agents_socket: int, in_gateways_socket: int) -> None:
+        """Frames in flight are lost, except those that a socket already holds."""
+        self.wired = False
+        for side, kept in zip(
+            self.sides.values(), (in_agents_socket, in_gateways_socket), strict=True
+        ):
+            side.late = deque(list(side.coming)[:kept])
+            side.coming.clear()
+
+    @precondition(lambda self: not self.wired)
+    @rule(name=side_names)
+    def notice_the_cut(self, name: str) -> None:
+        self.sides[name].take_late(len(self.sides[name].late), self.now)
+        self.sides[name].endpoint.detach()
+
+    @precondition(lambda self: not self.wired)
+    @rule(before=counts, after=counts, gateways=counts, welcome_is_lost=st.booleans())
+    def redial_late(self, before: int, after: int, gateways: int, *, welcome_is_lost: bool) -> None:
+        """Read some late frames before the HELLO is built and some after it."""
+        agent, gateway = self.sides["agent"], self.sides["gateway"]
+        agent.take_late(before, self.now)
+        hello = agent.endpoint.received
+        agent.take_late(after, self.now)
+        gateway.take_late(gateways, self.now)
+        if welcome_is_lost:
+            gateway.endpoint.detach()
+            gateway.late.clear()
+            gateway.endpoint.attach(hello, self.now)
+            self.flush("gateway")
+        else:
+            self.redial(hello)
+
+    def redial(self, hello: int) -> None:
+        agent, gateway = self.sides["agent"], self.sides["gateway"]
+        for side in (agent, gateway):
+            side.endpoint.detach()
+            side.late.clear()
+        welcome = gateway.endpoint.received
+        gateway.endpoint.attach(hello, self.now)
+        agent.endpoint.attach(welcome, self.now)
+        self.wired = True
+
+    @rule(seconds=st.sampled_from((1.0, LIMITS.heartbeat_s, LIMITS.dead_s)))
+    def let_time_pass(self, seconds: float) -> None:
+        self.now += seconds
+        for name in SIDES:
+            self.tick(name)
+
+    def tick(self, name: str) -> None:
+        side = self.sides[name]
+        deadline = side.endpoint.deadline()
+        try:
+            beats = side.endpoint.tick(self.now)
+        except LinkLost:
+            if self.wired:
+                self.cut(0, 0)
+            side.endpoint.detach()
+            return
+        assert bool(beats) == (deadline is not None and self.now >= deadline)
+        self.write(name, beats)
+
+    # What always holds
+
+    @invariant()
+    def sender_stays_within_its_window(self) -> None:
+        for side in self.sides.values():
+            assert side.endpoint._unacked_bytes <= LIMITS.window_bytes
+            assert len(side.endpoint._unacked) <= LIMITS.window_frames
+
+    @invariant()
+    def receiver_holds_no_more_than_the_window(self) -> None:
+        for side in self.sides.values():
+            assert side.endpoint._held_bytes <= LIMITS.window_bytes
+            held = sum(len(message.payload) for message in side.inbound.messages)
+            assert held <= LIMITS.window_bytes
+
+    @invariant()
+    def settled_means_consumed_by_the_peer(self) -> None:
+        for name, side in self.sides.items():
+            if side.endpoint.settled:
+                assert self.other(name).inbound.all_consumed
+
+    @invariant()
+    def received_is_what_arrived(self) -> None:
+        for side in self.sides.values():
+            assert side.endpoint.received == side.inbound.received
+
+    def teardown(self) -> None:
+        """On a wire that holds, everything arrives and settles."""
+        if self.wired:
+            self.cut(*(len(side.coming) for side in self.sides.values()))
+        for name in SIDES:
+            self.notice_the_cut(name)
+        self.redial_late(0, 0, 0, welcome_is_lost=False)
+        before, progress = -1, self.progress()
+        while progress > before:
+            self.round_trip()
+            before, progress = progress, self.progress()
+        for side in self.sides.values():
+            assert side.inbound.all_consumed
+            assert side.endpoint.settled
+            assert side.endpoint._held_bytes == side.endpoint._unacked_bytes == 0
+
+    def progress(self) -> int:
+        """Count frames sent, received, acknowledged, and messages consumed: it only grows."""
+        return sum(
+            2 * side.endpoint.sent
+            - len(side.endpoint._unacked)
+            + side.inbound.received
+            + side.inbound.consumed
+            for side in self.sides.values()
+        )
+
+    def round_trip(self) -> None:
+        """Move all that can move; the heartbeat brings acknowledgements that are not yet due."""
+        for name in SIDES:  # before time passes, or what lies on the wire is heard too late
+            self.deliver(name, len(self.sides[name].coming))
+            self.consume_all(name)
+            self.flush(name)
+        self.now += LIMITS.heartbeat_s
+        for name in SIDES:
+            self.tick(name)
+        for name in SIDES:
+            self.deliver(name, len(self.sides[name].coming))
+            self.consume_all(name)
+
+
+@pytest.mark.timeout(3600 if PROFILE == "nightly" else 120)
+def test_every_message_arrives_exactly_once_in_order_and_unchanged() -> None:
+    quiet = settings(
+        PROFILES[PROFILE],
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    run_state_machine_as_test(LinkMachine, settings=quiet)
+
+
+def pair() -> tuple[Endpoint, Endpoint]:
+    ends = Endpoint(LIMITS, now=0.0), Endpoint(LIMITS, now=0.0)
+    for end in ends:
+        end.attach(0, 0.0)
+    return ends
+
+
+def carry(sender: Endpoint, receiver: Endpoint) -> list[Message]:
+    """Deliver all that may go out now; return the messages that it completed."""
+    arrived = [receiver.receive(data, 0.0) for data in sender.frames_to_send(0.0)]
+    return [message for message in arrived if message]
+
+
+def test_urgent_messages_cannot_starve_an_open_one_of_credit() -> None:
+    """A message that began must be able to end, or nothing is ever acknowledged again."""
+    sender, receiver = pair()
+    sender.send(Channel.LOG, bytes(200_000))
+    sender.send(Channel.RPC, bytes(100_000))
+    first = sender.frames_to_send(0.0)  # the window is full in the middle of the LOG message
+    for _ in range(4):
+        sender.send(Channel.RPC, bytes(100_000))
+    arrived = [receiver.receive(data, 0.0) for data in first]
+    for now in range(15, 300, 15):
+        for message in filter(None, arrived):
+            receiver.consumed(message)
+        for data in receiver.tick(now):
+            sender.receive(data, now)
+        going = sender.frames_to_send(now) or sender.tick(now)
+        arrived = [receiver.receive(data, now) for data in going]
+    assert sender.settled
+
+
+def test_an_acknowledgement_lost_with_its_socket_is_told_again_at_once() -> None:
+    """Otherwise a full window stays shut until the next heartbeat."""
+    sender, receiver = pair()
+    for _ in range(LIMITS.ack_frames):
+        sender.send(Channel.RPC, b"{}")
+    for message in carry(sender, receiver):
+        receiver.consumed(message)
+    lost = receiver.frames_to_send(0.0)
+    assert [decode(data).type for data in lost] == [FrameType.ACK]
+    for end in (sender, receiver):
+        end.detach()
+    sender.attach(receiver.received, 1.0)
+    receiver.attach(sender.received, 1.0)
+    assert [decode(data).ack for data in receiver.frames_to_send(1.0)] == [LIMITS.ack_frames]

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value
 
     @field_validator("log_level", "log_format", "launcher", mode="before")
@@ -86,8 +86,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        self.keys()
-        if not self.api_key.get_secret_value():
+        if not self.keys():
             if not self.allow_anonymous:
                 raise ValueError("API_KEY is not set: nobody could come in (`make run` makes one)")
             if self.address not in LOOPBACK:
@@ -135,7 +134,7 @@ class Settings(BaseSettings):
         Raises:
             ValueError: an empty name or key, or a key given twice.
         """
-        text = self.api_key.get_secret_value()
+        text = self.api_key.get_secret_value().strip()
         if not text:
             return {}
         if ":" not in text:

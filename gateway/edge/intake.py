@@ -34,15 +34,23 @@ def check_origin(headers: Mapping[str, str], allowed_hosts: Set[str] | None) -> 
     Raises:
         ForeignOrigin: the `Origin` or the `Host` is none of them.
     """
-    host = urlsplit(f"//{headers.get('Host', '')}").hostname or ""
+    host = _host_name(f"//{headers.get('Host', '')}")
     if allowed_hosts is not None and host not in allowed_hosts:
         raise ForeignOrigin("this gateway does not go by that host name (GATEWAY_URL)")
     origin = headers.get("Origin")
     if origin is None:
         return
-    name = urlsplit(origin).hostname
-    if name is None or name not in (allowed_hosts or {host}):
+    name = _host_name(origin)
+    if not name or name not in (allowed_hosts or {host}):
         raise ForeignOrigin("pages of that origin may not use this gateway (ALLOWED_ORIGINS)")
+
+
+def _host_name(url: str) -> str:
+    """Return the host of a URL in lower case, without its port; empty where there is none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def check_revision(headers: Mapping[str, str]) -> None:

@@ -81,30 +81,29 @@ class LocalLauncher:
         """Start `python -m dyno_agent` in a scratch directory. See `Launcher.launch`."""
         try:
             home = Path(tempfile.mkdtemp(prefix="dyno-"))
-            with (home / "agent.log").open("wb") as log:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-m",
-                    "dyno_agent",
-                    "--launch",
-                    order.launch_id,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=home,
-                    env={
-                        **self._environment,
-                        "HOME": str(home),
-                        "TMPDIR": str(home),
-                        **order.environment,
-                    },
-                    start_new_session=True,
-                )
         except OSError as error:
+            raise LaunchError(f"no scratch directory: {error.strerror}") from error
+        try:
+            process = await self._start(order, home)
+        except OSError as error:
+            shutil.rmtree(home, ignore_errors=True)
             raise LaunchError(f"no process could be started: {error.strerror}") from error
         dyno_id = f"local.{process.pid}"
         self._running[dyno_id] = _Running(dyno_id, order.launch_id, process, home)
         return Dyno(dyno_id, order.launch_id)
+
+    async def _start(self, order: LaunchOrder, home: Path) -> asyncio.subprocess.Process:
+        places = {"HOME": str(home), "TMPDIR": str(home)}
+        with (home / "agent.log").open("wb") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "dyno_agent", "--launch", order.launch_id),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=home,
+                env={**self._environment, **places, **order.environment},
+                start_new_session=True,
+            )
 
     async def stop(self, dyno_id: str) -> None:
         """End the agent, which ends its child; remove the scratch directory."""

@@ -36,6 +36,15 @@ def _make_inert(
     return entry
 
 
+def _trace_as_value(
+    _logger: Any, _method: str, entry: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Keep a traceback on its event's line: the pretty renderer would give it lines of its own."""
+    if "exception" in entry:
+        entry["trace"] = entry.pop("exception")
+    return entry
+
+
 def configure(level: str, log_format: str) -> None:
     """Set structlog up for this process; lines go to stderr.
 
@@ -57,6 +66,7 @@ def configure(level: str, log_format: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _trace_as_value,
             _make_inert,
             renderers[log_format](),
         ],

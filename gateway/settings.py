@@ -24,7 +24,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on; the platform sets it.")
-    host: str = Field(
+    bind_host: str = Field(
         "",
         description="Address to listen on. Default: 0.0.0.0 in a dyno (DYNO is set), otherwise "
         "127.0.0.1.",
@@ -90,7 +90,7 @@ class Settings(BaseSettings):
             if not self.allow_anonymous:
                 raise ValueError("API_KEY is not set: nobody could come in (`make run` makes one)")
             if self.address not in LOOPBACK:
-                raise ValueError("ALLOW_ANONYMOUS works on a loopback HOST only: set API_KEY")
+                raise ValueError("ALLOW_ANONYMOUS works on a loopback BIND_HOST only: set API_KEY")
         if self.gateway_secret is None:
             if self.launcher_name != "local":
                 raise ValueError("GATEWAY_SECRET is not set: draw one with `openssl rand -hex 32`")
@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     @property
     def address(self) -> str:
         """The address to listen on."""
-        return self.host or ("0.0.0.0" if self.dyno else "127.0.0.1")  # noqa: S104 - in a dyno
+        return self.bind_host or ("0.0.0.0" if self.dyno else "127.0.0.1")  # noqa: S104 - in a dyno
 
     @property
     def launcher_name(self) -> str:

@@ -52,7 +52,14 @@ def environment(port: int, key: str) -> dict[str, str]:
     ours = {"PORT": str(port), "API_KEY": key, "LOG_FORMAT": "json", "LAUNCHER": "local"}
     ours |= {"MCP_SERVER_URL": f"http://127.0.0.1:{port}"}
     ours |= {"GATEWAY_SERVERS": str(ROOT / "servers.json")}
-    foreign = {"GATEWAY_URL", "GATEWAY_SECRET", "HEROKU_API_KEY", "REDIS_URL", "HOST", "LOG_LEVEL"}
+    foreign = {
+        "GATEWAY_URL",
+        "GATEWAY_SECRET",
+        "HEROKU_API_KEY",
+        "REDIS_URL",
+        "BIND_HOST",
+        "LOG_LEVEL",
+    }
     return {name: value for name, value in os.environ.items() if name not in foreign} | ours
 
 

@@ -86,6 +86,9 @@ class Rendezvous:
             self._manager.breach(live, str(violation))
             await attachment.close(CloseCode.PROTOCOL_VIOLATION)
         finally:
+            # aiohttp closes by itself on a broken frame; this handler may only see its own end.
+            if isinstance(broken := socket.exception(), WebSocketError):
+                self._manager.breach(live, f"WebSocket error {broken.code}: {broken}")
             cause = f"close code {socket.close_code}" if socket.close_code else "connection lost"
             live.part(attachment, cause, time.monotonic())
         return socket
@@ -104,6 +107,8 @@ class Rendezvous:
         except TimeoutError:
             attachment.abort()
             return False
+        if message.type is WSMsgType.BINARY:
+            raise ProtocolViolation("no HELLO but a binary frame")
         if message.type is not WSMsgType.TEXT:
             return False
         hello = Hello.decode(message.data)
@@ -139,16 +144,9 @@ class Rendezvous:
             if not live.holds(attachment):
                 return
             if message.type is WSMsgType.ERROR:
-                _check(message.data)
                 return
             if message.type is not WSMsgType.BINARY:
                 raise ProtocolViolation("text after the handshake")
             live.perform(live.session.receive(message.data, time.monotonic()))
             live.heard()
             self._manager.settle(live)
-
-
-def _check(error: object) -> None:
-    """Tell a peer that breaks the WebSocket rules (RFC 6455, 7.4.1) from a lost connection."""
-    if isinstance(error, WebSocketError):
-        raise ProtocolViolation(f"WebSocket error {error.code}: {error}")

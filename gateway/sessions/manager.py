@@ -21,7 +21,7 @@ from gateway.errors import (
     StartTimeout,
     UnknownSession,
 )
-from gateway.launchers.base import Launcher, LaunchError, LaunchOrder
+from gateway.launchers.base import Dyno, Launcher, LaunchError, LaunchOrder
 from gateway.registry.servers import ServerDefinition
 from gateway.sessions.credentials import JoinDesk, SessionKeys, TokenRefused
 from gateway.sessions.lease import Lease
@@ -31,6 +31,10 @@ from gateway.sessions.session import Session
 
 TICK_S = 0.25
 """Period of the deadline loop: how late a limit may strike."""
+
+AGENT_PATIENCE_S = 5.0
+"""How much longer than ours the agent's start deadline is: we say first that it was missed, and
+the agent leaves by itself only when nobody is there to stop it."""
 
 LEAVE_S = LADDER_S + 3.0
 """How long an agent may take to end its child and go before its dyno is stopped from outside."""
@@ -201,6 +205,8 @@ class Manager:
 
     def breach(self, live: Live, cause: str) -> None:
         """An agent broke the rules: its session is over, and nobody else's."""
+        if live.record.over:
+            return
         self._emit(events.Breach(session=live.record.session_id, cause=cause))
         self.end(
             live,
@@ -227,7 +233,7 @@ class Manager:
             environment={
                 "RENDEZVOUS_URL": self._terms.url,
                 "RENDEZVOUS_JOIN_TOKEN": token,
-                "RENDEZVOUS_START_DEADLINE_S": str(live.lease.boot_s),
+                "RENDEZVOUS_START_DEADLINE_S": str(live.lease.boot_s + AGENT_PATIENCE_S),
             },
             size=server.size,
             lifetime_s=live.lease.lifetime_s + LIFETIME_SLACK_S,
@@ -321,12 +327,17 @@ class Manager:
                 live = by_launch.get(dyno.launch_id)
                 if live is None or dyno.exit_status is None or live.attached:
                     continue
-                error = LaunchFailed(
-                    f"the dyno ended with status {dyno.exit_status} and without a word on the "
-                    f"link. Its own log ends with:\n{dyno.last_words.strip()}"
-                )
-                booted = live.lease.booted
-                self.end(live, Reason.LINK_LOST if booted else Reason.BOOT_FAILED, error)
+                self._dyno_gone(live, dyno)
+
+    def _dyno_gone(self, live: Live, dyno: Dyno) -> None:
+        what = (
+            f"the dyno ended with status {dyno.exit_status} and without a word on the link. Its "
+            f"own log ends with:\n{dyno.last_words.strip()}"
+        )
+        if live.record.state is State.LAUNCHING:
+            self.end(live, Reason.BOOT_FAILED, LaunchFailed(what))
+        else:
+            self.end(live, Reason.LINK_LOST, LinkLostError(what))
 
 
 _UNEXPECTED = {

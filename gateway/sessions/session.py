@@ -178,7 +178,9 @@ class Session(Generic[S]):
 
         Raises:
             BadMessage: the child asked no such thing.
+            Busy: the child does not read.
         """
+        self._check_room()
         line = self._line(raw)
         if envelope.id is None or envelope.id is UNSET or not self._table.answered(envelope.id):
             raise BadMessage("a response to a request that this session's server did not make")

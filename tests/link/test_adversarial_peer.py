@@ -4,7 +4,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyno_agent.link import Channel, Endpoint, Limits, Message, ProtocolViolation
@@ -60,6 +60,7 @@ frames = st.builds(
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.binary(max_size=40) | frames, max_size=30))
 def test_whatever_arrives_is_a_message_nothing_or_a_violation(stream: list[bytes]) -> None:
     victim = endpoint()

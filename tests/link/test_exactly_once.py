@@ -335,11 +335,14 @@ def carry(sender: Endpoint, receiver: Endpoint) -> list[Message]:
 
 
 def test_urgent_messages_cannot_starve_an_open_one_of_credit() -> None:
-    """A message that began must be able to end, or nothing is ever acknowledged again."""
+    """A message that began must be able to end, or nothing is ever acknowledged again.
+
+    The LOG message finds a window that has room for a part of it, and RPC messages that follow.
+    """
     sender, receiver = pair()
     sender.send(Channel.LOG, bytes(200_000))
     sender.send(Channel.RPC, bytes(100_000))
-    first = sender.frames_to_send(0.0)  # the window is full in the middle of the LOG message
+    first = sender.frames_to_send(0.0)
     for _ in range(4):
         sender.send(Channel.RPC, bytes(100_000))
     arrived = [receiver.receive(data, 0.0) for data in first]
@@ -367,3 +370,68 @@ def test_an_acknowledgement_lost_with_its_socket_is_told_again_at_once() -> None
     sender.attach(receiver.received, 1.0)
     receiver.attach(sender.received, 1.0)
     assert [decode(data).ack for data in receiver.frames_to_send(1.0)] == [LIMITS.ack_frames]
+
+
+def test_stop_and_exit_get_through_a_window_that_messages_have_filled() -> None:
+    sender, receiver = pair()
+    for _ in range(2 * LIMITS.window_frames):
+        sender.send(Channel.RPC, b"{}")
+    full = carry(sender, receiver)
+    sender.send(Channel.CMD, b"stop")
+    assert {message.channel for message in full} == {Channel.RPC}
+    assert [message.payload for message in carry(sender, receiver)] == [b"stop"]
+
+
+def test_urgent_lanes_go_first() -> None:
+    sender, receiver = pair()
+    for lane in (Channel.LOG, Channel.RPC, Channel.EVENT, Channel.CMD):
+        sender.send(lane, b"{}")
+    assert [message.channel for message in carry(sender, receiver)] == [
+        Channel.CMD,
+        Channel.EVENT,
+        Channel.RPC,
+        Channel.LOG,
+    ]
+
+
+def test_consumed_event_is_acknowledged_at_once() -> None:
+    sender, receiver = pair()
+    sender.send(Channel.EVENT, b"{}")
+    for message in carry(sender, receiver):
+        receiver.consumed(message)
+    assert carry(receiver, sender) == []
+    assert sender.settled
+
+
+def test_what_was_not_consumed_is_never_acknowledged_even_by_heartbeats() -> None:
+    sender, receiver = pair()
+    sender.send(Channel.EVENT, b"{}")
+    carry(sender, receiver)
+    beats = receiver.frames_to_send(0.0) + receiver.tick(LIMITS.heartbeat_s)
+    assert [decode(data).ack for data in beats] == [0]
+
+
+def test_detached_endpoint_sends_nothing_and_has_no_deadline() -> None:
+    sender, _ = pair()
+    sender.send(Channel.RPC, b"{}")
+    sender.detach()
+    assert sender.frames_to_send(0.0) == sender.tick(1000.0) == []
+    assert sender.deadline() is None
+
+
+def test_silence_is_told_when_the_peer_is_dead_and_not_before() -> None:
+    end, _ = pair()
+    assert len(end.tick(LIMITS.dead_s - 0.1)) == 1
+    with pytest.raises(LinkLost):
+        end.tick(LIMITS.dead_s)
+
+
+def test_source_is_told_to_stop_while_a_largest_message_would_not_fit() -> None:
+    sender, receiver = pair()
+    sender.send(Channel.RPC, bytes(LIMITS.window_bytes - LIMITS.message_bytes))
+    before = sender.writable
+    for message in carry(sender, receiver):
+        receiver.consumed(message)
+    for data in receiver.tick(LIMITS.heartbeat_s):
+        sender.receive(data, LIMITS.heartbeat_s)
+    assert (before, sender.writable) == (False, True)

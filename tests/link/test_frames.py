@@ -4,7 +4,7 @@ The hexadecimal texts are the wire itself: a change here is a new major version 
 """
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyno_agent.link import Channel, ProtocolViolation
@@ -106,11 +106,13 @@ def test_frame_one_byte_over_the_largest_is_refused() -> None:
         decode(encode(frame))
 
 
+@settings(deadline=None, derandomize=True)
 @given(data_frames | bare_frames)
 def test_every_frame_survives_the_wire(frame: Frame) -> None:
     assert decode(encode(frame)) == frame
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=64))
 def test_bytes_are_refused_or_mean_exactly_one_frame(data: bytes) -> None:
     try:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyno_agent.link import ChildSpec, Hello, Limits, ProtocolViolation, Welcome
@@ -169,6 +169,7 @@ def documents(example: Hello | Welcome) -> st.SearchStrategy[str]:
     return st.fixed_dictionaries({}, optional=keys).map(json.dumps)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text() | documents(HELLO))
 def test_any_text_is_a_hello_or_refused(text: str) -> None:
     try:
@@ -177,6 +178,7 @@ def test_any_text_is_a_hello_or_refused(text: str) -> None:
         return
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text() | documents(WELCOME))
 def test_any_text_is_a_welcome_or_refused(text: str) -> None:
     try:

@@ -137,7 +137,7 @@ class GatewayProcess:
 
     def _spawn(self) -> None:
         with self._log_file.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - a constant command
+            self._process = subprocess.Popen(
                 SERVE,
                 cwd=REPOSITORY,
                 env=self._environment(),
@@ -394,7 +394,7 @@ def node_modules(node: Path) -> Path:
 def _npm_install(node: Path) -> None:
     npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     flags = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-    installed = subprocess.run(  # noqa: S603 - the interpreter of our requirements, constants
+    installed = subprocess.run(
         [node, npm, "install", *flags],
         cwd=NODE_PROJECT,
         stdin=subprocess.DEVNULL,

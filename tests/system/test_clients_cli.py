@@ -107,7 +107,7 @@ def serve(*options: str) -> Iterator[str]:
     """The base URL of the fixture over HTTP; its port is open before it starts, so no wait."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         descriptor = listening.fileno()
-        process = subprocess.Popen(  # noqa: S603 - our interpreter, our file
+        process = subprocess.Popen(
             [sys.executable, FIXTURE, "--http", str(descriptor), *options],
             pass_fds=[descriptor],
             env={**os.environ, "FIXTURE_KEY": KEY},

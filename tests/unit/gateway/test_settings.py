@@ -40,7 +40,7 @@ def complaint(read: Any, **environment: str) -> str:
 
 DEFAULTS = {
     "port": 8000,
-    "host": "",
+    "bind_host": "",
     "dyno": "",
     "allow_anonymous": False,
     "gateway_servers": Path("servers.json"),

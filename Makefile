@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check format clean
+.PHONY: help run demo test check lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,16 +22,18 @@ run: $(READY)  ## Serve on http://127.0.0.1:8000 with a key of your own (kept in
 demo: $(READY)  ## Run the seeds' request through the whole path and show the session's story
 	$(BIN)/python scripts/demo.py
 
-test: check  ## Everything: check, then contract, edge and system tests against real peers
-	$(BIN)/python -m pytest tests -n auto --cov --cov-report=term:skip-covered
+test: lint  ## Everything: lint, then all tests, against real clients and servers
+	$(BIN)/python -m pytest tests -n auto --dist worksteal --cov --cov-report=term:skip-covered
 
-check: $(READY)  ## Seconds: format, lint, layers, types, and the tests of the pure parts
+check: lint  ## Seconds: lint, and the tests of the pure parts
+	$(BIN)/python -m pytest -q tests/test_house_rules.py tests/test_docs.py tests/unit/gateway tests/link -n auto
+
+lint: $(READY)  ## Format, lint, dependencies, layers, types
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
-	$(BIN)/lint-imports --no-logo 2>/dev/null | tail -1 | grep -q ' 0 broken' || $(BIN)/lint-imports
 	$(BIN)/deptry . >/dev/null 2>&1 || $(BIN)/deptry .
+	$(BIN)/lint-imports --no-logo 2>/dev/null | tail -1 | grep -q ' 0 broken' || $(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_house_rules.py tests/unit tests/link -n auto
 
 format: $(READY)  ## Format the code and mend what can be mended
 	$(BIN)/ruff check --fix --quiet .

@@ -196,10 +196,8 @@ class Agent:
             self._inbox.put_nowait(message)  # bounded by the credit window
             return
         self._endpoint.consumed(message)
-        if message.channel is Channel.CMD:
-            command = json.loads(message.payload)
-            if command.get("do") == "stop":
-                self.leave("stop")
+        if message.channel is Channel.CMD and _command(message.payload) == "stop":
+            self.leave("stop")
 
     async def _tend(self) -> None:
         """Write whenever there is something, credit allows it, or a heartbeat is due."""
@@ -317,3 +315,12 @@ class Agent:
                     await self._until_heard()
         if self._attachment is not None:
             await self._attachment.close(CloseCode.NORMAL)
+
+
+def _command(payload: bytes) -> object:
+    """Return what the gateway wants done; a later gateway may want what this agent cannot do."""
+    try:
+        document = json.loads(payload)
+    except ValueError as error:
+        raise ProtocolViolation("a command that is not JSON") from error
+    return document.get("do") if isinstance(document, dict) else None

@@ -62,4 +62,4 @@ def take_config(environment: MutableMapping[str, str]) -> Config:
         deadline = 0.0
     if not 0 < deadline <= LONGEST_DEADLINE_S:
         raise ConfigError(f"{START_DEADLINE} must be a number of seconds up to a day")
-    return Config(url.rstrip("/"), token, deadline, environment.get("DYNO", ""))
+    return Config(parts.geturl().rstrip("/"), token, deadline, environment.get("DYNO", ""))

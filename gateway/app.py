@@ -104,6 +104,7 @@ async def serve(
     runner = web.AppRunner(
         build(settings, registry, manager),
         handler_cancellation=True,
+        auto_decompress=False,  # an encoded body is refused, not unpacked
         keepalive_timeout=KEEP_ALIVE_S,
         shutdown_timeout=SHUTDOWN_S,
         access_log=None,

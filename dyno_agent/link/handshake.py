@@ -127,6 +127,8 @@ def _limits(document: dict[str, Any]) -> Limits:
 
 def _child(document: dict[str, Any]) -> ChildSpec:
     cwd = document.get("cwd")
+    if not isinstance(document["argv"], list):
+        raise TypeError("argv is not a list")
     return ChildSpec(
         argv=tuple(str(part) for part in document["argv"]),
         env={str(name): str(value) for name, value in document["env"].items()},

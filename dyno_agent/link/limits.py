@@ -1,6 +1,6 @@
 """Sizes and periods of a link, with the relations that must hold between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 FRAGMENT_BYTES = 64 * 1024
 """Largest payload of one frame: small enough that a 16 MiB message does not delay a `stop`."""
@@ -44,6 +44,8 @@ class Limits:
         Raises:
             ValueError: names the relation that does not hold.
         """
+        if min(getattr(self, field.name) for field in fields(self)) <= 0:
+            raise ValueError("every limit must be above 0")
         if self.window_bytes < self.message_bytes + FRAGMENT_BYTES:
             raise ValueError("window_bytes must hold one message and a fragment")
         if (self.window_frames - 1) * FRAGMENT_BYTES < self.message_bytes:

@@ -482,6 +482,18 @@ async def test_agent_resumes_with_the_secret_it_proved_when_it_joined() -> None:
     assert secret not in resume.encode()
 
 
+async def test_resume_tells_what_the_agent_holds() -> None:
+    gateway = Gateway(python(ECHO))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        for message in (b"1", b"2", b"3"):
+            await gateway.send(Channel.RPC, message)
+        await gateway.until(lambda: gateway.rpc() == [b"1", b"2", b"3"])
+        await gateway.cut_and_taken_back()
+        await running.stop()
+    assert [hello.received for hello in gateway.hellos] == [0, 3]
+
+
 async def test_nothing_is_lost_when_the_socket_is_cut_again_and_again() -> None:
     gateway = Gateway(python(ECHO))
     messages = [b"%d" % number + b"x" * (number * 37 % 9000) for number in range(120)]
@@ -490,6 +502,7 @@ async def test_nothing_is_lost_when_the_socket_is_cut_again_and_again() -> None:
         for number, message in enumerate(messages):
             await gateway.send(Channel.RPC, message)
             if number % 40 == 39:
+                await gateway.until(lambda: len(gateway.rpc()) > gateway.endpoint.sent - 30)
                 await gateway.cut_and_taken_back()
         await gateway.until(lambda: len(gateway.rpc()) == len(messages))
         assert await running.stop() == 0
@@ -553,6 +566,29 @@ async def test_peer_that_breaks_the_protocol_is_closed_and_left() -> None:
 
 
 # A gateway that does not consume
+
+
+async def test_message_is_acknowledged_only_when_the_child_took_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = Gateway(python(ECHO), BEATING)
+    takes = asyncio.Event()
+    write = Child.write
+
+    async def waiting(child: Child, line: bytes) -> bool:
+        await takes.wait()
+        return await write(child, line)
+
+    monkeypatch.setattr("dyno_agent.agent.Child.write", waiting)
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        await gateway.send(Channel.RPC, b"{}")
+        await gateway.until(lambda: gateway.beats_in_a_row >= 5)
+        before = gateway.endpoint.settled
+        takes.set()
+        await gateway.until(lambda: gateway.endpoint.settled)
+        await running.stop()
+    assert not before
 
 
 def held(agent: Agent) -> int:

@@ -1,0 +1,122 @@
+"""What waits, and for how long: slow calls and bodies, clients that hang up, agents that redial."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dyno_agent.link import Channel, CloseCode, Hello, Welcome
+from gateway import events
+from gateway.edge import intake, sse, streamable_http
+from tests.fakes.house import BOUND, INITIALIZE, Agent, House, hello, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PING = {"jsonrpc": "2.0", "id": 2, "method": "ping"}
+PONG = {"jsonrpc": "2.0", "id": 2, "result": {}}
+
+
+async def test_call_that_takes_long_becomes_a_stream_that_is_kept_alive(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house.honest() as (agent, session), asyncio.timeout(BOUND):
+        monkeypatch.setattr(streamable_http, "COMMIT_S", 0.0)
+        monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
+        url, headers = f"{house.origin}/servers/patient/mcp", {"Mcp-Session-Id": session}
+        async with house.http.post(url, json=PING, headers=headers) as response:
+            assert response.content_type == "text/event-stream"
+            for _ in range(3):
+                assert await response.content.readuntil(b"\n\n") == sse.COMMENT
+            await agent.answer({})
+            rest = (await response.content.read()).replace(sse.COMMENT, b"")
+    assert rest == sse.event(json.dumps(PONG).encode())
+
+
+async def test_body_that_stalls_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "BODY_S", 0.05)
+    over = asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b'{"jsonrpc":'
+        await over.wait()
+
+    url, headers = f"{house.origin}/servers/patient/mcp", {"Content-Type": "application/json"}
+    async with asyncio.timeout(BOUND):
+        async with house.http.post(url, data=stalling(), headers=headers) as response:
+            await response.read()
+            assert await refusal(response) == (408, -32600, "body_timeout", None)
+            over.set()
+
+
+async def test_session_whose_client_hangs_up_before_it_knows_the_key_is_ended(
+    house: House,
+) -> None:
+    """Nobody could ever use its dyno, so nobody should pay for it."""
+    async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+        call = group.create_task(house.post(INITIALIZE))
+        order = await house.launcher.orders.get()
+        call.cancel()
+    assert await house.ear.closed(order) == "client_gone"
+
+
+async def test_session_goes_on_when_its_client_hangs_up_on_a_call(house: House) -> None:
+    async with house.honest() as (agent, session):
+        async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+            call = group.create_task(house.post({**PING, "id": 7}, session))
+            request = json.loads((await agent.receive()).payload)
+            call.cancel()
+        assert request["id"] == 7
+        async with house.http.get(f"{house.origin}/health"):
+            pass  # heard after the hang-up, so the hang-up was heard
+        await agent.send(Channel.RPC, {"jsonrpc": "2.0", "id": 7, "result": {}})
+        await house.ear.until("dropped")
+        await house.works(agent, session)
+        dropped = [event for event in house.ear.heard if isinstance(event, events.Dropped)]
+        assert [event.what for event in dropped] == ["response"]
+
+
+async def test_answer_sent_while_parted_arrives_once_after_the_redial(house: House) -> None:
+    async with house.honest() as (agent, session):
+        async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+            call = group.create_task(house.post(PING, session))
+            assert json.loads((await agent.receive()).payload) == PING
+            agent.socket.transport.abort()
+            agent.end.detach()
+            agent.end.send(Channel.RPC, json.dumps(PONG).encode())
+            again = await redial(house, agent)
+        assert await call.result().json() == PONG
+        await house.works(again, session)
+        await again.socket.close()
+    names = [event.name for event in house.ear.heard]
+    assert names.index("parted") < names.index("resumed")
+
+
+async def redial(house: House, agent: Agent) -> Agent:
+    """Resume with the secret whose hash the join told, and send what is owed."""
+    launches = [event for event in house.ear.heard if isinstance(event, events.Launching)]
+    socket = await house.dial(f"rr_{launches[-1].launch}.first")
+    joined = hello("first")
+    await socket.send(Hello("resume", joined.boot_id, joined.proof, agent.end.received).encode())
+    answer = await socket.recv()
+    assert isinstance(answer, str)
+    again = Agent(socket, Welcome.decode(answer), agent.end)
+    await again.flush()
+    return again
+
+
+async def test_resume_with_another_secret_is_refused(house: House) -> None:
+    async with house.honest() as (agent, session):
+        launches = [event for event in house.ear.heard if isinstance(event, events.Launching)]
+        for secret in ("", "second", "FIRST"):
+            with pytest.raises(Exception, match="401"):
+                await house.dial(f"rr_{launches[-1].launch}.{secret}")
+        await house.works(agent, session)
+
+
+def test_heartbeat_loss_is_retriable_and_a_replay_is_not() -> None:
+    assert CloseCode.HEARTBEAT_LOST.retriable
+    assert not CloseCode.REPLAYED_TOKEN.retriable

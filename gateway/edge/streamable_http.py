@@ -155,9 +155,11 @@ class StreamableHttp:
             live.wake()
             first = await _first(outbox)
             if first is not None and first.last and first.raw:
-                live.taken(first)
-                return _plain(first, live)
-            return await self._stream(request, live, outbox, first)
+                with live.delivering(first):
+                    return _plain(first, live)
+            if first is not None:
+                outbox.put_back(first)
+            return await self._stream(request, live, outbox)
         finally:
             live.drop_outbox(outbox)
 
@@ -174,7 +176,7 @@ class StreamableHttp:
             if replaced is not None:
                 replaced.close()
             live.perform(waiting)
-            return await self._stream(request, live, outbox, None)
+            return await self._stream(request, live, outbox)
         finally:
             live.drop_outbox(outbox)
 
@@ -187,9 +189,7 @@ class StreamableHttp:
 
     # Streams
 
-    async def _stream(
-        self, request: web.Request, live: Live, outbox: Outbox, first: Item | None
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, live: Live, outbox: Outbox) -> web.StreamResponse:
         """Write deliveries as server-sent events until the call's answer or the stream's end."""
         response = web.StreamResponse(
             headers={
@@ -202,14 +202,12 @@ class StreamableHttp:
         await response.prepare(request)
         try:
             await _write(response, sse.COMMENT)
-            item = first or await self._next(response, outbox)
-            while item is not None:
-                if item.raw:
-                    await _write(response, sse.event(item.raw))
-                live.taken(item)
+            while (item := await self._next(response, outbox)) is not None:
+                with live.delivering(item):
+                    if item.raw:
+                        await _write(response, sse.event(item.raw))
                 if item.last:
                     break
-                item = await self._next(response, outbox)
             await response.write_eof()
         except (ConnectionResetError, TimeoutError):
             return response  # the client hung up or does not read; what runs goes on

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 from dyno_agent.link import Channel, ChildSpec, CloseCode, Hello, LinkLost, Welcome
@@ -83,8 +84,15 @@ class Live:
             self.session.undelivered(item)
         self._wake_if_news()
 
-    def taken(self, item: Item) -> None:
-        """A delivery was written to its client, or will never be."""
+    @contextlib.contextmanager
+    def delivering(self, item: Item) -> Iterator[None]:
+        """Write one delivery inside: it is consumed if that succeeds, and given back if not."""
+        try:
+            yield
+        except BaseException:
+            self.session.undelivered(item)
+            self._wake_if_news()
+            raise
         if item.message is not None:
             self.session.link.consumed(item.message)
             self._wake_if_news()

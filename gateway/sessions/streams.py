@@ -25,6 +25,10 @@ class Outbox:
         self._items.append(item)
         self._wake.set()
 
+    def put_back(self, item: Item) -> None:
+        """Return a delivery that was taken and not written, as the next one."""
+        self._items.appendleft(item)
+
     def close(self) -> None:
         """Nothing will be added any more; what lies here is still taken."""
         self.closed = True

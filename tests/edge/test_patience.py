@@ -95,6 +95,31 @@ async def test_answer_sent_while_parted_arrives_once_after_the_redial(house: Hou
     assert names.index("parted") < names.index("resumed")
 
 
+async def test_message_whose_writing_failed_does_not_stop_the_link(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is neither written nor waiting: unless it is given back, nothing is acknowledged again."""
+
+    async def torn(_response: object, data: bytes) -> None:
+        if data != sse.COMMENT:
+            raise ConnectionResetError
+
+    async with house.honest() as (agent, session), asyncio.timeout(BOUND):
+        monkeypatch.setattr(streamable_http, "_write", torn)
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(house.post(PING, session))
+            await agent.receive()
+            note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {}}
+            await agent.send(Channel.RPC, note)
+            await call
+        await agent.send(Channel.RPC, PONG)
+        await agent.send(Channel.EVENT, {"event": "of a later version"})  # acknowledged at once
+        while not agent.end.settled:
+            data = await agent.socket.recv()
+            assert isinstance(data, bytes)
+            agent.end.receive(data, 0.0)
+
+
 async def redial(house: House, agent: Agent) -> Agent:
     """Resume with the secret whose hash the join told, and send what is owed."""
     launches = [event for event in house.ear.heard if isinstance(event, events.Launching)]

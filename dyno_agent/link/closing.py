@@ -16,7 +16,7 @@ class CloseCode(IntEnum):
     @property
     def retriable(self) -> bool:
         """True when the agent may dial again with the same credential."""
-        return 4000 <= self < 4500
+        return is_retriable(self)
 
     @property
     def sentence(self) -> str:

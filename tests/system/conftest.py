@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -324,6 +325,17 @@ def make_gateway(
         running.remove(gateway)
 
 
+@asynccontextmanager
+async def watched(process: GatewayProcess, running: list[GatewayProcess]) -> AsyncIterator[None]:
+    """Run a gateway that several tests share; a test that fails meanwhile shows its log."""
+    running.append(process)
+    try:
+        async with process:
+            yield
+    finally:
+        running.remove(process)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(
     tmp_path_factory: pytest.TempPathFactory,
@@ -337,12 +349,8 @@ async def gateway(
     """
     servers = {"everything": {**fixture_server, "default": True}, "reference": reference_server}
     process = GatewayProcess(tmp_path_factory.mktemp("gateway"), servers)
-    running.append(process)
-    try:
-        async with process:
-            yield process
-    finally:
-        running.remove(process)
+    async with watched(process, running):
+        yield process
 
 
 # -- servers -----------------------------------------------------------------------------------

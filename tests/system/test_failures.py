@@ -21,7 +21,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.system.conftest import GatewayProcess
+from tests.system.conftest import GatewayProcess, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -245,12 +245,8 @@ async def gateway(
     }
     folder = tmp_path_factory.mktemp("failures")
     process = GatewayProcess(folder, servers, {"API_KEY": f"alice:{ALICE},bob:{BOB}"})
-    running.append(process)
-    try:
-        async with process:
-            yield process
-    finally:
-        running.remove(process)
+    async with watched(process, running):
+        yield process
 
 
 @pytest_asyncio.fixture

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.system.conftest import GatewayProcess
+from tests.system.conftest import GatewayProcess, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -71,12 +71,8 @@ async def gateway(
     """A gateway whose only server answers everything."""
     servers = {"echo": {"command": sys.executable, "args": ["-c", ECHO]}}
     process = GatewayProcess(tmp_path_factory.mktemp("link"), servers)
-    running.append(process)
-    try:
-        async with process:
-            yield process
-    finally:
-        running.remove(process)
+    async with watched(process, running):
+        yield process
 
 
 @pytest_asyncio.fixture

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.system.conftest import GatewayProcess, is_alive
+from tests.system.conftest import GatewayProcess, is_alive, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -149,12 +149,8 @@ async def gateway(
     """A gateway whose only server talks when told to."""
     servers = {"talker": {"command": sys.executable, "args": ["-c", TALKER]}}
     process = GatewayProcess(tmp_path_factory.mktemp("streams"), servers)
-    running.append(process)
-    try:
-        async with process:
-            yield process
-    finally:
-        running.remove(process)
+    async with watched(process, running):
+        yield process
 
 
 @asynccontextmanager

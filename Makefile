@@ -4,10 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check lint format clean
+.PHONY: help run demo test check proof-link soak lint format clean
 
 help:  ## List the verbs
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(READY): requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
@@ -27,6 +27,12 @@ test: lint  ## Everything: lint, then all tests, against real clients and server
 
 check: lint  ## Seconds: lint, and the tests of the pure parts
 	$(BIN)/python -m pytest -q tests/test_house_rules.py tests/test_docs.py tests/unit/gateway tests/link -n auto
+
+proof-link: $(READY)  ## Break the link and kill the gateway under load; count what was lost (nothing)
+	$(BIN)/python -m tests.proof.link
+
+soak: $(READY)  ## 500 sessions at full rate beside forced drops, then 3,000 lifecycles: nothing grows
+	$(BIN)/python -m tests.soak.soak
 
 lint: $(READY)  ## Format, lint, dependencies, layers, types
 	$(BIN)/ruff format --check --quiet .

@@ -15,7 +15,7 @@ import platform
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from dyno_agent import __version__
 from dyno_agent.child import PIPE_LINGER_S, Child, ExitReport, SpawnFailed
@@ -33,6 +33,8 @@ from dyno_agent.link import (
     Message,
     ProtocolViolation,
 )
+from dyno_agent.link.resumption import Replayed
+from dyno_agent.retained import Retained
 from dyno_agent.stdio import Oversized
 
 log = logging.getLogger("dyno_agent")
@@ -72,6 +74,8 @@ class Agent:
         self._why_over = ""
         self._forsaken = False  # no gateway will ever hold this agent again
         self._dropped_lines = 0
+        self._capsule = ""
+        self._retained = Retained()
 
     async def run(self) -> int:
         """Join, serve until the end, and return the exit status for the dyno."""
@@ -86,7 +90,7 @@ class Agent:
             return NEVER_JOINED
         harden()
         self._grace_s = welcome.grace_s
-        self._endpoint = Endpoint(welcome.limits, now=time.monotonic())
+        self._endpoint = Endpoint(welcome.limits, now=time.monotonic(), on_taken=self._gateway_took)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(welcome.limits.window_frames)
         async with asyncio.TaskGroup() as tasks:
             link = [tasks.create_task(self._hold(first)), tasks.create_task(self._tend())]
@@ -117,14 +121,24 @@ class Agent:
                 await self._pause(pause_s)
 
     def _hello(self, kind: str) -> Hello:
-        return Hello(
-            kind="join" if kind == "join" else "resume",
+        hello = Hello(
+            kind="join",
             boot_id=self._boot_id,
             proof=hashlib.sha256(self._resume_secret.encode()).hexdigest(),
-            received=self._endpoint.received if kind == "resume" else 0,
             agent=__version__,
             python=platform.python_version(),
             dyno=self._config.dyno,
+        )
+        if kind == "join":
+            return hello
+        held_bytes, held_frames = self._endpoint.held
+        return replace(
+            hello,
+            kind="resume",
+            received=self._endpoint.received,
+            confirmed=self._endpoint.confirmed,
+            held_bytes=held_bytes,
+            held_frames=held_frames,
         )
 
     async def _hold(self, attachment: Attachment) -> None:
@@ -136,6 +150,7 @@ class Agent:
                 await self._read(attachment)
                 if time.monotonic() - began >= STABLE_S:
                     backoff = Backoff()
+                backoff.spread = attachment.drained
                 attachment = await self._redial(backoff)
         except (Refused, ProtocolViolation) as error:
             log.warning("leaving: %s", error)
@@ -148,11 +163,14 @@ class Agent:
 
     async def _read(self, attachment: Attachment) -> None:
         welcome = attachment.welcome
+        self._capsule = welcome.capsule or self._capsule
+        if welcome.fresh:
+            await self._tell_all(attachment)
         self._endpoint.attach(welcome.received, time.monotonic())
         self._deadman.attached(welcome.orphan_s)
         self._attachment = attachment
         self._wake.set()
-        log.info("attached, epoch %d", welcome.epoch)
+        log.info("attached, epoch %d%s", welcome.epoch, ", from the capsule" * welcome.fresh)
         try:
             async for data in attachment.frames():
                 message = self._endpoint.receive(data, time.monotonic())
@@ -168,6 +186,13 @@ class Agent:
             self._endpoint.detach()
             self._deadman.lost(time.monotonic())
 
+    async def _tell_all(self, attachment: Attachment) -> None:
+        """Tell a gateway that knows nothing of this session what is under way."""
+        self._endpoint.peer_restarted()
+        unconfirmed = self._endpoint.unconfirmed(Channel.RPC)
+        for page in self._retained.journal(unconfirmed, time.monotonic()):
+            await attachment.send(page)
+
     async def _redial(self, backoff: Backoff) -> Attachment:
         credential = f"rr_{self._config.launch_id}.{self._resume_secret}"
         while True:
@@ -176,7 +201,8 @@ class Agent:
                 raise Unreachable("orphaned")
             await asyncio.sleep(pause_s)
             try:
-                return await dial(self._config.url, credential, self._hello("resume"))
+                hello = self._hello("resume")
+                return await dial(self._config.url, credential, hello, self._capsule)
             except Unreachable as error:
                 log.info("redial failed: %s", error)
 
@@ -193,11 +219,35 @@ class Agent:
 
     def _take(self, message: Message) -> None:
         if message.channel is Channel.RPC:
+            self._retained.given(message.payload, time.monotonic())
             self._inbox.put_nowait(message)  # bounded by the credit window
             return
         self._endpoint.consumed(message)
-        if message.channel is Channel.CMD and _command(message.payload) == "stop":
-            self.leave("stop")
+        if message.channel is not Channel.CMD:
+            return
+        match _command(message.payload):
+            case {"do": "stop"}:
+                self.leave("stop")
+            case {"do": "routed", "seq": int(seq), "to": where, "at": int(position)}:
+                self._retained.routed(seq, _label(where), position)
+            case {"do": "replay", "ticket": int(ticket), "to": where, "after": int(after)}:
+                self._replay(ticket, _label(where), after)
+            case unknown:
+                log.info("a later gateway wants what this agent cannot do: %.80s", unknown)
+
+    def _replay(self, ticket: int, where: str | None, after: int) -> None:
+        """Send again what a client stream has missed, and say that this was all."""
+        unconfirmed = self._endpoint.unconfirmed(Channel.RPC)
+        wanted, held = self._retained.replay(where, after, unconfirmed, time.monotonic())
+        for position, payload in wanted:
+            self._endpoint.send(Channel.REPLAY, Replayed(ticket, position, payload).encode())
+        end = Replayed(ticket, 0, b"held" if held else b"")
+        self._endpoint.send(Channel.REPLAY, end.encode())
+        self._wake.set()
+
+    def _gateway_took(self, message: Message) -> None:
+        if message.channel is Channel.RPC:
+            self._retained.taken(message, time.monotonic())
 
     async def _tend(self) -> None:
         """Write whenever there is something, credit allows it, or a heartbeat is due."""
@@ -213,15 +263,25 @@ class Agent:
 
     async def _write(self, attachment: Attachment) -> None:
         """Write all that may go out now. Frames that a lost socket swallows are replayed."""
-        now = time.monotonic()
         try:
-            frames = self._endpoint.tick(now) + self._endpoint.frames_to_send(now)
+            frames = self._endpoint.tick(time.monotonic())
         except LinkLost as lost:
             log.warning("attachment lost: %s", lost)
             await attachment.close(CloseCode.HEARTBEAT_LOST)
             return
-        for frame in frames:
-            await attachment.send(frame)
+        while self._attachment is attachment:
+            frames += self._endpoint.frames_to_send(time.monotonic())
+            if not frames:
+                return
+            try:
+                async with asyncio.timeout(self._endpoint.limits.dead_s):
+                    for frame in frames:
+                        await attachment.send(frame)
+            except TimeoutError:
+                log.warning("attachment lost: the gateway does not read")
+                attachment.abort()
+                return
+            frames = []
 
     def _send(self, channel: Channel, document: dict[str, object]) -> None:
         self._endpoint.send(channel, json.dumps(document).encode())
@@ -317,10 +377,13 @@ class Agent:
             await self._attachment.close(CloseCode.NORMAL)
 
 
+def _label(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _command(payload: bytes) -> object:
-    """Return what the gateway wants done; a later gateway may want what this agent cannot do."""
+    """Read what the gateway wants done; a later gateway may want what this agent cannot do."""
     try:
-        document = json.loads(payload)
+        return json.loads(payload)
     except ValueError as error:
         raise ProtocolViolation("a command that is not JSON") from error
-    return document.get("do") if isinstance(document, dict) else None

@@ -9,7 +9,15 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from dyno_agent.link import PATH, SUBPROTOCOL, CloseCode, Hello, ProtocolViolation, Welcome
+from dyno_agent.link import (
+    CAPSULE_HEADER,
+    PATH,
+    SUBPROTOCOL,
+    CloseCode,
+    Hello,
+    ProtocolViolation,
+    Welcome,
+)
 from dyno_agent.link.closing import is_retriable
 from dyno_agent.link.limits import HANDSHAKE_S, WELCOME_BYTES
 
@@ -19,6 +27,9 @@ OPEN_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
 """Full jitter between dials: uniform in 0 … min(cap, first x 2^n), so that a gateway that comes
 back is not met by all agents at once."""
+
+SPREAD_S = 1.0
+"""A gateway that drains sends all its agents away at once: they come back over so long."""
 
 TERMINAL_STATUS = {400, 401, 403}
 """Refusals that a repeat cannot mend. A 404, 429 or 5xx may be a router or a gateway in between."""
@@ -34,13 +45,21 @@ class Unreachable(Exception):
 
 @dataclass(slots=True)
 class Backoff:
-    """How long to wait before the next dial. Make a new one once an attachment was useful."""
+    """How long to wait before the next dial. Make a new one once an attachment was useful.
+
+    Attributes:
+        attempt: dials so far.
+        spread: the next one is one of many at the same moment.
+    """
 
     attempt: int = 0
+    spread: bool = False
 
     def wait_s(self) -> float:
         """Return the next pause in seconds."""
         ceiling = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self.attempt)
+        if self.spread:
+            ceiling, self.spread = max(ceiling, SPREAD_S), False
         self.attempt = min(self.attempt + 1, 16)
         return random.uniform(0, ceiling)  # noqa: S311 - jitter, not a secret
 
@@ -52,12 +71,17 @@ class Attachment:
         self._connection = connection
         self.welcome = welcome
 
-    async def send(self, frame: bytes) -> None:
+    async def send(self, frame: bytes | str) -> None:
         """Write one frame. A socket that is gone is noticed by the reader, so it is no error."""
         try:
             await self._connection.send(frame)
         except ConnectionClosed:
             return
+
+    @property
+    def drained(self) -> bool:
+        """True when the gateway closed it because it leaves."""
+        return self._connection.close_code == CloseCode.DRAIN
 
     async def frames(self) -> AsyncIterator[bytes]:
         """Yield frames until the socket is gone.
@@ -78,27 +102,39 @@ class Attachment:
             raise Refused(f"closed by the gateway: {code} {self._connection.close_reason or ''}")
 
     async def close(self, code: CloseCode) -> None:
-        """Close with one of the link's codes."""
-        await self._connection.close(code, code.sentence)
+        """Close with one of the link's codes; a peer that does not read is cut off."""
+        try:
+            async with asyncio.timeout(2 * HANDSHAKE_S):
+                await self._connection.close(code, code.sentence)
+        except TimeoutError:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the TCP connection."""
+        self._connection.transport.abort()
 
 
-async def dial(base_url: str, credential: str, hello: Hello) -> Attachment:
+async def dial(base_url: str, credential: str, hello: Hello, capsule: str = "") -> Attachment:
     """Dial the gateway and shake hands.
 
     Args:
         base_url: http(s) URL of the gateway.
         credential: join token or resume credential; travels in the Authorization header.
         hello: what to say first.
+        capsule: what the last gateway gave, for one that does not know the session.
 
     Raises:
         Refused: token refused, protocol refused: do not dial again.
         Unreachable: anything else.
     """
     url = "ws" + base_url.removeprefix("http") + PATH
+    headers = {"Authorization": f"Bearer {credential}"}
+    if capsule:
+        headers[CAPSULE_HEADER] = capsule
     try:
         connection = await connect(
             url,
-            additional_headers={"Authorization": f"Bearer {credential}"},
+            additional_headers=headers,
             subprotocols=[Subprotocol(SUBPROTOCOL)],
             compression=None,
             max_size=WELCOME_BYTES,

@@ -1,6 +1,7 @@
 """The composition root: the only place that names concrete launchers and wires the rooms."""
 
 import asyncio
+import hmac
 import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,9 +30,14 @@ SHUTDOWN_S = 2.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def launchers(environment: dict[str, str]) -> dict[str, Callable[[], Launcher]]:
-    """Return how to make each launcher, by the name that LAUNCHER takes."""
-    return {"local": lambda: LocalLauncher(environment)}
+def launchers(environment: dict[str, str], realm: str) -> dict[str, Callable[[], Launcher]]:
+    """Return how to make each launcher, by the name that LAUNCHER takes.
+
+    Args:
+        environment: the gateway's own.
+        realm: public name of the deployment: whose dynos are whose.
+    """
+    return {"local": lambda: LocalLauncher(environment, realm)}
 
 
 @web.middleware
@@ -55,7 +61,7 @@ async def errors_to_responses(request: web.Request, handler: Handler) -> web.Str
 def build(settings: Settings, registry: Registry, manager: Manager) -> web.Application:
     """Return the application with all rooms wired; the manager lives as long as it."""
     limits = DEFAULT_LIMITS
-    app = web.Application(middlewares=[errors_to_responses], client_max_size=limits.message_bytes)
+    app = web.Application(middlewares=[errors_to_responses])
     edge = StreamableHttp(
         manager,
         registry,
@@ -73,12 +79,20 @@ def build(settings: Settings, registry: Registry, manager: Manager) -> web.Appli
     return app
 
 
-def manager_for(settings: Settings, launcher: Launcher) -> Manager:
-    """Return the manager that these settings ask for."""
+def manager_for(settings: Settings, registry: Registry, environment: dict[str, str]) -> Manager:
+    """Return the manager that these settings ask for, with its launcher."""
     given = settings.gateway_secret
-    secret = secrets.token_hex(32) if given is None else given.get_secret_value()
-    terms = Terms(settings.base_url, secret.encode(), settings.max_sessions)
-    return Manager(launcher, terms, logs.log_sink())
+    secret = (secrets.token_hex(32) if given is None else given.get_secret_value()).encode()
+    realm = hmac.digest(secret, b"rendezvous realm v1", "sha256").hex()[:12]
+    launcher = launchers(environment, realm)[settings.launcher_name]()
+    terms = Terms(
+        settings.base_url,
+        secret,
+        settings.max_sessions,
+        settings.link_grace_s,
+        hand_over=given is not None,
+    )
+    return Manager(launcher, registry, terms, logs.log_sink())
 
 
 async def serve(
@@ -87,7 +101,10 @@ async def serve(
     listening: Callable[[], None],
     environment: dict[str, str],
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain: end sessions and streams, stop dynos, leave.
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    SIGTERM hands sessions over to the next process, if GATEWAY_SECRET lets it open what this one
+    has sealed; SIGINT, which is somebody at a terminal, ends them. Nothing new is accepted.
 
     Args:
         settings: all of them.
@@ -99,8 +116,7 @@ async def serve(
         OSError: the port cannot be opened.
     """
     log = structlog.get_logger()
-    launcher = launchers(environment)[settings.launcher_name]()
-    manager = manager_for(settings, launcher)
+    manager = manager_for(settings, registry, environment)
     runner = web.AppRunner(
         build(settings, registry, manager),
         handler_cancellation=True,
@@ -110,15 +126,22 @@ async def serve(
         access_log=None,
     )
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+
+    def interrupted() -> None:
+        manager.keep_nothing()
+        stopping.set()
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.address, settings.port).start()
+        site = web.TCPSite(runner, settings.address, settings.port)
+        await site.start()
         log.info(
             "serving",
             url=settings.base_url,
-            launcher=launcher.name,
+            launcher=settings.launcher_name,
             servers=",".join(registry.names),
         )
         listening()
@@ -126,6 +149,7 @@ async def serve(
             log.warning("redis_url_unused", why="one process serves; its state is in memory")
         await stopping.wait()
         log.info("draining", sessions=manager.sessions)
+        await site.stop()
         await manager.drain()
     finally:
         await runner.cleanup()

@@ -120,6 +120,18 @@ class Busy(GatewayError):
     status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "busy", 5
 
 
+class SessionAway(GatewayError):
+    """The session's agent has not dialled this gateway process yet; the session lives on."""
+
+    status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "session_away", 5
+
+
+class Restarting(GatewayError):
+    """This gateway process leaves; the session lives on, and the request may be sent again."""
+
+    status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "restarting", 2
+
+
 class SessionFailure(GatewayError):
     """A call that a session can no longer answer. Answered in place of the child."""
 
@@ -166,6 +178,12 @@ class CallTimeout(SessionFailure):
     """The child did not answer within the longest time a call may take."""
 
     status, reason = 504, "call_timeout"
+
+
+class AnswerGone(SessionFailure):
+    """A client came back for an answer that is not held any more, or for a call nobody knows."""
+
+    reason = "answer_gone"
 
 
 class AnswerTooBig(SessionFailure):

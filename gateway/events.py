@@ -77,6 +77,25 @@ class Resumed(SessionEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hydrated(SessionEvent):
+    """An agent brought its session to this gateway process, which did not know it."""
+
+    name = "hydrated"
+    server: str
+    principal: str
+    launch: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOver(SessionEvent):
+    """This gateway process leaves; the agent was told to dial the next one."""
+
+    name = "handed_over"
+    calls: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ready(SessionEvent):
     """The child runs."""
 
@@ -134,6 +153,7 @@ class Dropped(SessionEvent):
     level = "warning"
     what: str
     why: str
+    total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +181,8 @@ class Closed(SessionEvent):
     reason: str
     seconds: float
     calls: int
+    dropped: int
+    peak_buffer_bytes: int
     detail: str = ""
 
 

@@ -36,9 +36,11 @@ class Params(msgspec.Struct):
     requestId: str | int | None = None  # noqa: N815
     progressToken: str | int | None = None  # noqa: N815
 
-
-class _Result(msgspec.Struct):
-    protocolVersion: Any = None  # noqa: N815
+    @property
+    def token(self) -> str | int | None:
+        """The progress token of a request, if its sender wants progress."""
+        given = UNSET if self.meta is UNSET else self.meta.progressToken
+        return None if given is UNSET else given
 
 
 class Envelope(msgspec.Struct):
@@ -68,10 +70,25 @@ class Envelope(msgspec.Struct):
             return Kind.RESPONSE
         raise BadMessage("not a JSON-RPC 2.0 message: send a request, a notification or a response")
 
+    @property
+    def request_id(self) -> str | int:
+        """The id of a request.
+
+        Raises:
+            BadMessage: there is none.
+        """
+        if self.id is None or self.id is UNSET:
+            raise BadMessage("a request without an id")
+        return self.id
+
+    @property
+    def method_name(self) -> str:
+        """The method, or nothing for a response."""
+        return "" if self.method is UNSET else self.method
+
 
 _DECODER = msgspec.json.Decoder(Envelope)
 _PARAMS = msgspec.json.Decoder(Params)
-_RESULT = msgspec.json.Decoder(_Result)
 
 
 def peek(raw: bytes) -> Envelope:
@@ -107,17 +124,6 @@ def params_of(envelope: Envelope) -> Params:
         return _PARAMS.decode(envelope.params)
     except (msgspec.DecodeError, RecursionError):
         return Params()
-
-
-def negotiated_revision(envelope: Envelope) -> str | None:
-    """Return the `protocolVersion` of an InitializeResult, or None."""
-    if envelope.result is UNSET:
-        return None
-    try:
-        version = _RESULT.decode(envelope.result).protocolVersion
-    except msgspec.DecodeError:
-        return None
-    return version if isinstance(version, str) else None
 
 
 def one_line(raw: bytes) -> bytes:

@@ -47,8 +47,9 @@ class Settings(BaseSettings):
     )
     gateway_secret: SecretStr | None = Field(
         None,
-        description="Seals what clients and agents carry; at least 32 characters. Default: drawn "
-        "at start with the local launcher; required with any other.",
+        description="Seals what clients and agents carry; at least 32 characters. Sessions survive "
+        "a restart with the same secret. Default: drawn at start with the local launcher; "
+        "required with any other.",
     )
     launcher: Literal["local", "heroku"] | None = Field(
         None, description="Where dynos come from. Default: heroku if HEROKU_API_KEY is set."
@@ -63,6 +64,12 @@ class Settings(BaseSettings):
         (),
         description="Host names, comma-separated, by which browsers may reach the gateway besides "
         "that of GATEWAY_URL (and loopback names when it listens on loopback).",
+    )
+    link_grace_s: float = Field(
+        300.0,
+        ge=1,
+        le=86_400,
+        description="How long an agent may be out of reach, in seconds, before its session ends.",
     )
     max_sessions: int = Field(100, ge=1, le=10_000, description="Live sessions at once.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -14,10 +14,14 @@ from dyno_agent.link.limits import DEFAULT_LIMITS, Limits
 PATH = "/agent/v1/link"
 """Where the gateway takes agents, below its public base URL."""
 
+CAPSULE_HEADER = "Rendezvous-Capsule"
+"""Request header in which an agent presents its capsule when it resumes."""
+
 SUBPROTOCOL = "rdv.v1"
 """The WebSocket subprotocol; its number is the major version of the wire."""
 
 __all__ = [
+    "CAPSULE_HEADER",
     "DEFAULT_LIMITS",
     "PATH",
     "SUBPROTOCOL",

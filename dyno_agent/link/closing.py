@@ -7,11 +7,14 @@ class CloseCode(IntEnum):
     """Why an attachment ended. 4000-4499 are retriable: redial. 4500-4999 are terminal: leave."""
 
     NORMAL = 1000
+    DRAIN = 4000
     HEARTBEAT_LOST = 4001
     BAD_TOKEN = 4501
     PROTOCOL_VIOLATION = 4502
     REPLAYED_TOKEN = 4503
     SESSION_ENDED = 4504
+    WINDOW_EXCEEDED = 4505
+    MESSAGE_TOO_BIG = 4506
 
     @property
     def retriable(self) -> bool:
@@ -26,11 +29,14 @@ class CloseCode(IntEnum):
 
 _SENTENCES = {
     CloseCode.NORMAL: "done",
+    CloseCode.DRAIN: "this gateway process leaves; dial again",
     CloseCode.HEARTBEAT_LOST: "nothing heard for too long; dial again",
     CloseCode.BAD_TOKEN: "token unknown, expired or used",
     CloseCode.PROTOCOL_VIOLATION: "the peer broke the link protocol",
     CloseCode.REPLAYED_TOKEN: "the join token was used by somebody else; the session is ended",
     CloseCode.SESSION_ENDED: "the session has ended",
+    CloseCode.WINDOW_EXCEEDED: "more was sent than the window allows",
+    CloseCode.MESSAGE_TOO_BIG: "a message over the limit",
 }
 
 

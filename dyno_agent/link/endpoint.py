@@ -10,25 +10,32 @@ does not read stops the writer at the far end, and nothing in between grows.
 """
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 from dyno_agent.link.frames import (
     FIN,
     HEADER,
+    START,
     Channel,
     Frame,
     FrameType,
+    MessageTooBig,
     ProtocolViolation,
+    WindowExceeded,
     decode,
     encode,
 )
-from dyno_agent.link.limits import DEFAULT_LIMITS, FRAGMENT_BYTES, Limits
+from dyno_agent.link.limits import DEFAULT_LIMITS, FRAGMENT_BYTES, REPLAY_HEAD_BYTES, Limits
 
-_URGENT_FIRST = (Channel.CMD, Channel.EVENT, Channel.RPC, Channel.LOG)
-"""Between two fragments of a large message, a `stop` or an exit report goes first."""
+_URGENT_FIRST = (Channel.CMD, Channel.EVENT, Channel.REPLAY, Channel.RPC, Channel.LOG)
+"""Between two fragments of a large message, a `stop` or an exit report goes first. What was asked
+for again goes before what is new, so that a stream which continues stays in order."""
 
 _RESERVE_BYTES, _RESERVE_FRAMES = FRAGMENT_BYTES, 1
 """Credit that only commands and events may use: `stop` and `exited` get through a full window."""
+
+_BATCH_FRAMES = 16
 
 _MESSAGE_OVERHEAD = 512
 """Bytes charged to every message on top of its payload, so that a flood of tiny messages is
@@ -50,7 +57,8 @@ class Message(NamedTuple):
 
 class _Sent(NamedTuple):
     seq: int
-    type_flags: tuple[bool, Channel]
+    flags: int
+    channel: Channel
     payload: memoryview
 
 
@@ -78,14 +86,32 @@ class Endpoint:
     Args:
         limits: sizes and periods; both sides must use the same.
         now: the shell's monotonic clock, in seconds.
+        on_taken: hears of every message that the peer has taken over, in order per channel.
+
+    Attributes:
+        peak_bytes: most that was held at once for either direction.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS, *, now: float) -> None:
+    def __init__(
+        self,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        now: float,
+        on_taken: Callable[[Message], None] | None = None,
+    ) -> None:
         self.limits = limits
+        self.peak_bytes = 0
+        self._on_taken = on_taken
         self._queued: dict[Channel, deque[memoryview]] = {lane: deque() for lane in _URGENT_FIRST}
         self._queued_bytes = dict.fromkeys(_URGENT_FIRST, 0)
         self._unacked: deque[_Sent] = deque()
         self._unacked_bytes = 0
+        self._waiting_bytes = 0
+        self._given = dict.fromkeys(_URGENT_FIRST, 0)
+        self._taken = dict.fromkeys(_URGENT_FIRST, 0)
+        self._begun: dict[Channel, deque[Message]] = {lane: deque() for lane in _URGENT_FIRST}
+        self._inherited = _Held(0, 0)  # what the peer has not consumed of a lost end's sending
+        self._inherited_until = 0
         self._owed: dict[Channel, _Held] = {}  # what the rest of a begun message will take
         self._to_replay: deque[_Sent] = deque()
         self._seq = 0
@@ -97,6 +123,9 @@ class Endpoint:
         self._held_frames = 0
         self._consumed_bytes = 0
         self._ack_now = False
+        self._asked = 0
+        self._probe = False
+        self._headless: set[Channel] = set()  # lanes that may continue what an older peer began
         self._heard = self._spoke = now
         self._attached = False
 
@@ -113,6 +142,24 @@ class Endpoint:
         return self._seq
 
     @property
+    def confirmed(self) -> int:
+        """The highest sequence number that the peer has acknowledged."""
+        return self._first_held() - 1
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Bytes and frames received and not yet consumed: they take up the peer's credit."""
+        return self._held_bytes, self._held_frames
+
+    def taken(self, channel: Channel) -> int:
+        """Return how many messages of a channel the peer has taken over; see `send`."""
+        return self._taken[channel]
+
+    def unconfirmed(self, channel: Channel) -> list[Message]:
+        """Return the messages of a channel that have a number and may not have been taken over."""
+        return list(self._begun[channel])
+
+    @property
     def settled(self) -> bool:
         """True when everything handed to `send` was acknowledged by the peer."""
         return not self._unacked and not any(self._queued.values())
@@ -124,44 +171,65 @@ class Endpoint:
     @property
     def writable(self) -> bool:
         """False when a source should stop until the peer has consumed more."""
-        waiting = sum(self._queued_bytes.values())
-        return waiting + self._unacked_bytes < self.limits.window_bytes - self.limits.message_bytes
+        room = self.limits.window_bytes - self.limits.message_bytes
+        return self._waiting_bytes + self._unacked_bytes < room
 
     @property
     def has_news(self) -> bool:
         """True when `frames_to_send` would return something on an open attachment."""
         return (
-            bool(self._to_replay) or self._next_lane() is not None or self._ack_due(self._floor())
+            self._probe
+            or bool(self._to_replay)
+            or self._next_lane() is not None
+            or self._ack_due(self._floor())
         )
 
     # Sending
 
-    def send(self, channel: Channel, payload: bytes) -> None:
+    def send(self, channel: Channel, payload: bytes) -> int:
         """Queue one message.
+
+        Returns:
+            Its ordinal on this channel: the peer has it once `taken` has reached that.
 
         Raises:
             ValueError: larger than `limits.message_bytes`; the caller must refuse it earlier, with
                 an error that names the limit.
         """
-        if len(payload) > self.limits.message_bytes:
+        if len(payload) > _largest(channel, self.limits):
             raise ValueError(f"a message of {len(payload)} bytes")
         self._queued[channel].append(memoryview(payload))
-        self._queued_bytes[channel] += len(payload) + _MESSAGE_OVERHEAD
+        self._wait(channel, len(payload) + _MESSAGE_OVERHEAD)
+        self._given[channel] += 1
+        return self._given[channel]
+
+    def probe(self) -> None:
+        """Ask the peer to acknowledge at once what it has consumed and will consume next."""
+        self._probe = True
+
+    def _wait(self, lane: Channel, size: int) -> None:
+        self._queued_bytes[lane] += size
+        self._waiting_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._waiting_bytes + self._unacked_bytes)
 
     def frames_to_send(self, now: float) -> list[bytes]:
-        """Return the frames that may go out now, in the order in which they must be written.
+        """Return the next frames that may go out now, in the order in which they must be written.
 
-        Nothing is returned without an attachment. The shell must write all of them before it asks
-        again, and must not let two tasks write at once.
+        Nothing is returned without an attachment, and no more than a batch, so that something
+        urgent never waits for all of a large message. The shell must write all of them, ask again
+        until there are none, and must not let two tasks write at once.
         """
         frames: list[bytes] = []
         if not self._attached:
             return frames
         acknowledged = self._floor()
-        while self._to_replay:
+        while self._to_replay and len(frames) < _BATCH_FRAMES:
             frames.append(self._data(self._to_replay.popleft(), acknowledged))
-        while (lane := self._next_lane()) is not None:
+        while len(frames) < _BATCH_FRAMES and (lane := self._next_lane()) is not None:
             frames.append(self._data(self._cut(lane), acknowledged))
+        if self._probe:
+            self._probe = False
+            frames.append(self._bare(FrameType.HEARTBEAT, acknowledged))
         if not frames and self._ack_due(acknowledged):
             frames.append(self._bare(FrameType.ACK, acknowledged))
         if frames:
@@ -188,10 +256,10 @@ class Endpoint:
 
     def _fits(self, lane: Channel) -> bool:
         size, frames = _cost(self._queued[lane][0])
-        spoken_for = self._owed.values()
+        spoken_for = (self._inherited, *self._owed.values())
         size += self._unacked_bytes + sum(owed.size for owed in spoken_for)
         frames += len(self._unacked) + sum(owed.frames for owed in spoken_for)
-        if lane in (Channel.RPC, Channel.LOG):
+        if lane not in (Channel.CMD, Channel.EVENT):
             size, frames = size + _RESERVE_BYTES, frames + _RESERVE_FRAMES
         return size <= self.limits.window_bytes and frames <= self.limits.window_frames
 
@@ -199,29 +267,32 @@ class Endpoint:
         """Take the next fragment of a lane into the unacknowledged window."""
         queue = self._queued[lane]
         part, rest = queue[0][:FRAGMENT_BYTES], queue[0][FRAGMENT_BYTES:]
-        fin = not len(rest)
-        if fin:
+        self._seq += 1
+        flags = 0
+        if lane not in self._owed:
+            flags = START
+            self._begun[lane].append(Message(lane, cast("bytes", queue[0].obj), self._seq))
+        if not len(rest):
+            flags |= FIN
             queue.popleft()
             self._owed.pop(lane, None)
         else:
             queue[0] = rest
             self._owed[lane] = _cost(rest)
-        self._queued_bytes[lane] -= len(part) + (_MESSAGE_OVERHEAD if fin else 0)
-        self._seq += 1
-        sent = _Sent(self._seq, (fin, lane), part)
+        self._wait(lane, -len(part) - (_MESSAGE_OVERHEAD if flags & FIN else 0))
+        sent = _Sent(self._seq, flags, lane, part)
         self._unacked.append(sent)
         self._unacked_bytes += len(part)
         return sent
 
     @staticmethod
     def _data(sent: _Sent, acknowledged: int) -> bytes:
-        fin, lane = sent.type_flags
-        head = HEADER.pack(FrameType.DATA, FIN if fin else 0, lane, sent.seq, acknowledged)
+        head = HEADER.pack(FrameType.DATA, sent.flags, sent.channel, sent.seq, acknowledged)
         return b"".join((head, sent.payload))
 
     @staticmethod
     def _bare(kind: FrameType, acknowledged: int) -> bytes:
-        return encode(Frame(kind, False, Channel.RPC, 0, acknowledged, b""))
+        return encode(Frame(kind, False, False, Channel.RPC, 0, acknowledged, b""))
 
     # Receiving
 
@@ -232,13 +303,17 @@ class Endpoint:
             The message that this frame completed, if any.
 
         Raises:
-            ProtocolViolation: malformed, out of order, out of window, or acknowledging what was
-                never sent. The attachment must be closed with 4502.
+            ProtocolViolation: malformed, out of order, out of window, over a limit, or
+                acknowledging what was never sent. The attachment must be closed with its code.
         """
         frame = decode(data)
         self._heard = now
         self._take_ack(frame.ack)
-        if frame.type is not FrameType.DATA or frame.seq <= self._received:
+        if frame.type is not FrameType.DATA:
+            if frame.type is FrameType.HEARTBEAT:  # whoever sends one wants to know how far we are
+                self._asked = self._received
+            return None
+        if frame.seq <= self._received:
             return None
         if frame.seq != self._received + 1:
             raise ProtocolViolation(f"frame {frame.seq} after {self._received}")
@@ -248,18 +323,27 @@ class Endpoint:
             self._held_frames > self.limits.window_frames
             or self._held_bytes > self.limits.window_bytes
         ):
-            raise ProtocolViolation("more frames or bytes than the window allows")
+            raise WindowExceeded("more frames or bytes than the window allows")
+        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
         self._received = frame.seq
         return self._assemble(frame)
 
     def _assemble(self, frame: Frame) -> Message | None:
-        message = self._open.get(frame.channel)
-        if message is None:
-            message = self._open[frame.channel] = _Open(frame.seq)
+        lane = frame.channel
+        message = self._open.get(lane)
+        if frame.start == (message is not None) and lane not in self._headless:
+            raise ProtocolViolation(f"{lane.name}: a message begins in another, or in its middle")
+        if frame.start:
+            self._headless.discard(lane)
+            message = self._open[lane] = _Open(frame.seq)
             self._unconsumed[frame.seq] = _Held(0, 0)
+        elif message is None:  # the rest of what the peer's older gateway has taken over
+            self._held_bytes -= len(frame.payload)
+            self._held_frames -= 1
+            return None
         message.size += len(frame.payload)
-        if message.size > self.limits.message_bytes:
-            raise ProtocolViolation(f"a message over {self.limits.message_bytes} bytes")
+        if message.size > _largest(lane, self.limits):
+            raise MessageTooBig(f"a message over {self.limits.message_bytes} bytes")
         message.parts.append(frame.payload)
         if not frame.fin:
             return None
@@ -275,7 +359,7 @@ class Endpoint:
             self._held_bytes -= held.size
             self._held_frames -= held.frames
             self._consumed_bytes += held.size
-            self._ack_now |= message.channel is Channel.EVENT
+            self._ack_now |= message.channel in (Channel.EVENT, Channel.CMD)
 
     def _floor(self) -> int:
         """The highest number below which everything was consumed."""
@@ -283,10 +367,11 @@ class Endpoint:
         return self._received if oldest is None else oldest - 1
 
     def _ack_due(self, acknowledged: int) -> bool:
-        """Acknowledge in batches, but an event at once: after `exit` the agent waits for it."""
+        """Acknowledge in batches, but what the peer waits for at once: an event, what it probed."""
         news = acknowledged - self._last_ack
+        hurry = self._ack_now or self._last_ack < self._asked
         return news >= self.limits.ack_frames or (
-            news > 0 and (self._ack_now or self._consumed_bytes >= self.limits.ack_bytes)
+            news > 0 and (hurry or self._consumed_bytes >= self.limits.ack_bytes)
         )
 
     def _acknowledged(self, acknowledged: int) -> None:
@@ -298,8 +383,16 @@ class Endpoint:
     def _take_ack(self, acknowledged: int) -> None:
         if acknowledged > self._seq:
             raise ProtocolViolation(f"acknowledges {acknowledged} of {self._seq} sent")
+        if acknowledged >= self._inherited_until:
+            self._inherited = _Held(0, 0)
         while self._unacked and self._unacked[0].seq <= acknowledged:
-            self._unacked_bytes -= len(self._unacked.popleft().payload)
+            sent = self._unacked.popleft()
+            self._unacked_bytes -= len(sent.payload)
+            if sent.flags & FIN:
+                self._taken[sent.channel] += 1
+                message = self._begun[sent.channel].popleft()
+                if self._on_taken is not None:
+                    self._on_taken(message)
 
     # Attachments and time
 
@@ -320,6 +413,29 @@ class Endpoint:
         self._heard = self._spoke = now
         # The last acknowledgement may have been lost with its socket.
         self._last_ack, self._ack_now = 0, True
+
+    def adopt(self, sent: int, received: int, held: tuple[int, int] = (0, 0)) -> None:
+        """Continue a link whose other end outlived ours. Before the first `attach`.
+
+        What the lost end had consumed beyond `received` arrives again; the caller sorts that out.
+
+        Args:
+            sent: highest sequence number the peer holds from the lost end.
+            received: highest sequence number the lost end has acknowledged.
+            held: bytes and frames that the peer has not consumed yet, see `held`.
+        """
+        self._inherited, self._inherited_until = _Held(*held), sent
+        self._seq = sent
+        self._received = received
+        self._headless = set(_URGENT_FIRST)
+
+    def peer_restarted(self) -> None:
+        """The other end has lost its memory: what it had begun to send will not be finished."""
+        for message in self._open.values():
+            del self._unconsumed[message.key]
+            self._held_bytes -= message.size
+            self._held_frames -= len(message.parts)
+        self._open.clear()
 
     def _first_held(self) -> int:
         return self._unacked[0].seq if self._unacked else self._seq + 1
@@ -351,6 +467,11 @@ class Endpoint:
         self._acknowledged(acknowledged)
         self._spoke = now
         return [self._bare(FrameType.HEARTBEAT, acknowledged)]
+
+
+def _largest(lane: Channel, limits: Limits) -> int:
+    """What is sent again carries its number in front."""
+    return limits.message_bytes + (REPLAY_HEAD_BYTES if lane is Channel.REPLAY else 0)
 
 
 def _cost(payload: memoryview) -> _Held:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from dyno_agent.link.frames import ProtocolViolation
-from dyno_agent.link.limits import HANDSHAKE_BYTES, WELCOME_BYTES, Limits
+from dyno_agent.link.limits import CAPSULE_BYTES, HANDSHAKE_BYTES, WELCOME_BYTES, Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,9 @@ class Hello:
         boot_id: drawn at process start; another value under the same credential is an impostor.
         proof: hex SHA-256 of the resume secret, which itself never crosses before it is used.
         received: highest sequence number held from the gateway.
+        confirmed: highest sequence number that a gateway has acknowledged.
+        held_bytes: payload received and not yet consumed.
+        held_frames: the same in frames.
         agent: version of the agent.
         python: version of its interpreter.
         dyno: the platform's name of the dyno, for the operator.
@@ -45,6 +48,9 @@ class Hello:
     boot_id: str
     proof: str
     received: int = 0
+    confirmed: int = 0
+    held_bytes: int = 0
+    held_frames: int = 0
     agent: str = ""
     python: str = ""
     dyno: str = ""
@@ -69,6 +75,9 @@ class Hello:
             boot_id=_text(document, "boot_id", 64),
             proof=_text(document, "proof", 64),
             received=_count(document, "received"),
+            confirmed=_count(document, "confirmed"),
+            held_bytes=_count(document, "held_bytes"),
+            held_frames=_count(document, "held_frames"),
             agent=_text(document, "agent", 64),
             python=_text(document, "python", 64),
             dyno=_text(document, "dyno", 64),
@@ -86,6 +95,8 @@ class Welcome:
         orphan_s: without an attachment for so long the agent kills its child and leaves.
         grace_s: how long the kill ladder takes from the end of input to SIGKILL.
         child: what to spawn; only in the answer to `join`.
+        fresh: the gateway knows nothing of the session but its capsule: it wants the journal.
+        capsule: sealed facts to present at every resume.
     """
 
     epoch: int
@@ -94,6 +105,8 @@ class Welcome:
     orphan_s: float
     grace_s: float
     child: ChildSpec | None = None
+    fresh: bool = False
+    capsule: str = field(default="", repr=False)
 
     def encode(self) -> str:
         """Return the document."""
@@ -116,6 +129,8 @@ class Welcome:
                 orphan_s=float(document["orphan_s"]),
                 grace_s=float(document["grace_s"]),
                 child=None if child is None else _child(child),
+                fresh=bool(document.get("fresh", False)),
+                capsule=_text(document, "capsule", CAPSULE_BYTES),
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ProtocolViolation(f"WELCOME: {error}") from error

@@ -5,10 +5,22 @@ from dataclasses import dataclass, fields
 FRAGMENT_BYTES = 64 * 1024
 """Largest payload of one frame: small enough that a 16 MiB message does not delay a `stop`."""
 
+REPLAY_HEAD_BYTES = 16
+"""Ticket and number in front of a message that is sent again, see `resumption.py`."""
+
 HANDSHAKE_BYTES = 16 * 1024
 """Largest HELLO; a WELCOME may be larger, because it carries the child's environment."""
 
+JOURNAL_PAGE_BYTES = 64 * 1024
+"""Largest page of a JOURNAL; an entry that does not fit on one is left out."""
+
+JOURNAL_PAGES = 32
+"""Most pages of one; what does not fit is left out."""
+
 WELCOME_BYTES = 1024 * 1024
+
+CAPSULE_BYTES = 4096
+"""Largest capsule: it travels in a header, and routers take 8 KiB of those."""
 
 HANDSHAKE_S = 5.0
 """How long either side waits for the other's opening document."""
@@ -46,9 +58,9 @@ class Limits:
         """
         if min(getattr(self, field.name) for field in fields(self)) <= 0:
             raise ValueError("every limit must be above 0")
-        if self.window_bytes < self.message_bytes + FRAGMENT_BYTES:
+        if self.window_bytes < self.message_bytes + REPLAY_HEAD_BYTES + FRAGMENT_BYTES:
             raise ValueError("window_bytes must hold one message and a fragment")
-        if (self.window_frames - 1) * FRAGMENT_BYTES < self.message_bytes:
+        if (self.window_frames - 1) * FRAGMENT_BYTES < self.message_bytes + REPLAY_HEAD_BYTES:
             raise ValueError("window_frames must hold one message and a fragment")
         if self.ack_frames * 2 > self.window_frames or self.ack_bytes * 2 > self.window_bytes:
             raise ValueError("acknowledge at least twice per window")

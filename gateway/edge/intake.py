@@ -17,6 +17,8 @@ from gateway.errors import (
     UnsupportedRevision,
 )
 
+REVISION_HEADER = "MCP-Protocol-Version"
+
 BODY_S = 30.0
 """How long a body may take to arrive; aiohttp alone waits for ever for a slow one."""
 
@@ -59,7 +61,7 @@ def check_revision(headers: Mapping[str, str]) -> None:
     Raises:
         UnsupportedRevision: names those that are; dual-era clients fall back on it.
     """
-    revision = headers.get("MCP-Protocol-Version")
+    revision = headers.get(REVISION_HEADER)
     if revision is not None and revision not in SERVED:
         raise UnsupportedRevision(
             f"MCP-Protocol-Version {revision[:32]!r} is not served here; use one of "
@@ -99,12 +101,16 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     too_big = MessageTooBig(f"a message may have {limit} bytes", limit=limit)
     if (request.content_length or 0) > limit:
         raise too_big
+    # `request.read` would keep the bytes for as long as the call runs.
+    body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise too_big from None
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > limit:
+                    raise too_big
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {BODY_S:.0f} s") from None
     except web.RequestPayloadError:
         raise BadJson("the body ended before its announced length") from None
+    return bytes(body)

@@ -9,10 +9,20 @@ call's stream.
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dyno_agent.link.resumption import GENERAL, JournalPage, label
 from gateway.errors import DuplicateId
 
 S = TypeVar("S")
 Id = str | int
+
+MAX_CALLS = 256
+"""Calls in flight per session. No SDK client comes near; a runaway one stops here."""
+
+MAX_ASKS = 256
+"""Requests of the child that may wait for the client."""
+
+MAX_PARKED = 256
+"""Answers whose client hung up and may come back for them; the agent holds the bytes."""
 
 MAX_FORGOTTEN = 1024
 """Answers that may still come for calls we ended ourselves; the oldest is forgotten beyond."""
@@ -30,6 +40,8 @@ class Call(Generic[S]):
         started: the caller's monotonic clock, seconds.
         bytes_in: size of the request.
         token: progress token, if the client gave one.
+        digest: tells a repetition of the request from another one with its id.
+        ordinal: of the request on the link, see `Endpoint.send`; 0 if the agent has it anyway.
     """
 
     id: Id
@@ -39,6 +51,8 @@ class Call(Generic[S]):
     started: float
     bytes_in: int
     token: Id | None = None
+    digest: str = ""
+    ordinal: int = 0
 
 
 class Correlation(Generic[S]):
@@ -49,6 +63,7 @@ class Correlation(Generic[S]):
         self._tokens: dict[Id, Id] = {}
         self._asks: set[Id] = set()
         self._forgotten: dict[Id, None] = {}
+        self._parked: dict[Id, str] = {}
         self.general: S | None = None
         """The client's GET stream, if it has one."""
 
@@ -66,6 +81,10 @@ class Correlation(Generic[S]):
     def __len__(self) -> int:
         return len(self._calls)
 
+    def get(self, request_id: Id) -> Call[S] | None:
+        """Return the running call with this id."""
+        return self._calls.get(request_id)
+
     def begin(self, call: Call[S]) -> None:
         """Enter a call.
 
@@ -75,8 +94,60 @@ class Correlation(Generic[S]):
         if call.id in self._calls or call.id in self._forgotten:
             raise DuplicateId(f"request id {call.id!r} is already in use in this session")
         self._calls[call.id] = call
+        self._parked.pop(call.id, None)
         if call.token is not None:
             self._tokens[call.token] = call.id
+
+    def restore(self, page: JournalPage, now: float) -> None:
+        """Enter what an agent knows of the session; the calls' client may come back."""
+        for known in page.calls:
+            if len(self) < MAX_CALLS and known.id not in self._calls:
+                self.begin(
+                    Call(
+                        id=known.id,
+                        method=known.method,
+                        tool=known.tool,
+                        stream=None,
+                        started=now - known.age_s,
+                        bytes_in=0,
+                        token=known.token,
+                        digest=known.digest,
+                    )
+                )
+        for request_id, digest in page.answered:
+            self._park(request_id, digest)
+        for ask in page.asks:
+            if len(self._asks) < MAX_ASKS:
+                self._asks.add(ask)
+
+    def repeated(self, call: Call[S]) -> Call[S] | None:
+        """Return the call that this one repeats, since its client lost the connection.
+
+        A running one gets the new stream; an answered one is not parked any more.
+        """
+        running = self._calls.get(call.id)
+        if running is None:
+            return call if self.unpark(call) else None
+        if running.stream is not None or running.digest != call.digest:
+            return None
+        running.stream = call.stream
+        return running
+
+    def park(self, call: Call[S]) -> None:
+        """Remember a call whose answer its client may not have got."""
+        self._park(call.id, call.digest)
+
+    def _park(self, request_id: Id, digest: str) -> None:
+        self._parked[request_id] = digest
+        if len(self._parked) > MAX_PARKED:
+            del self._parked[next(iter(self._parked))]
+
+    def unpark(self, call: Call[S]) -> bool:
+        """Forget a parked call; False when this is none."""
+        if self._parked.get(call.id) != call.digest:
+            return False
+        del self._parked[call.id]
+        return True
 
     def finish(self, request_id: Id) -> Call[S] | None:
         """Take out the call that this answer belongs to; None when nobody waits for it."""
@@ -111,6 +182,10 @@ class Correlation(Generic[S]):
         """The child sent a request; only its answer will be let through."""
         self._asks.add(request_id)
 
+    def is_asked(self, request_id: Id) -> bool:
+        """True for a request of the child that is not answered yet."""
+        return request_id in self._asks
+
     def answered(self, request_id: Id) -> bool:
         """Take out an ask; False when the child asked no such thing."""
         if request_id not in self._asks:
@@ -131,6 +206,12 @@ class Correlation(Generic[S]):
         if self.general is not None:
             return self.general
         return open_streams[-1] if open_streams else None
+
+    def label_of(self, stream: S) -> str:
+        """Return the label of a stream that `stream_for_others` has chosen."""
+        if stream is self.general:
+            return GENERAL
+        return next(label(call.id) for call in self._calls.values() if call.stream is stream)
 
     def stream_gone(self, stream: S) -> None:
         """The client hung up. Its calls go on: in these revisions a disconnect is no cancel."""

@@ -3,6 +3,7 @@
 import msgspec
 from msgspec import UNSET
 
+from gateway.eras.versions import RESUMES, SERVED
 from gateway.jsonrpc import Envelope
 
 
@@ -12,6 +13,7 @@ class _ClientInfo(msgspec.Struct):
 
 
 class _InitializeParams(msgspec.Struct):
+    protocolVersion: str = ""  # noqa: N815
     clientInfo: _ClientInfo = msgspec.field(default_factory=_ClientInfo)  # noqa: N815
 
 
@@ -25,10 +27,26 @@ def opens_session(envelope: Envelope) -> bool:
 
 def client_name(envelope: Envelope) -> str:
     """Return what the client calls itself, at most 128 characters, for the log."""
-    if envelope.params is UNSET:
-        return ""
-    try:
-        info = _PARAMS.decode(envelope.params).clientInfo
-    except (msgspec.DecodeError, RecursionError):
-        return ""
+    info = _params(envelope).clientInfo
     return f"{info.name} {info.version}".strip()[:128]
+
+
+def resumes(envelope: Envelope, revision: str) -> bool:
+    """True when the client comes back for the rest of a stream that ended early.
+
+    Args:
+        envelope: its request; an `initialize` says what the client speaks.
+        revision: what the request's header says, or what is assumed without one.
+    """
+    if opens_session(envelope):
+        revision = _params(envelope).protocolVersion
+    return RESUMES <= revision <= SERVED[0]
+
+
+def _params(envelope: Envelope) -> _InitializeParams:
+    if envelope.params is UNSET:
+        return _InitializeParams()
+    try:
+        return _PARAMS.decode(envelope.params)
+    except (msgspec.DecodeError, RecursionError):
+        return _InitializeParams()

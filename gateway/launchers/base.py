@@ -35,7 +35,8 @@ class Dyno:
     Attributes:
         dyno_id: the launcher's name.
         launch_id: which launch it belongs to.
-        exit_status: None while it runs.
+        exit_status: None while it runs; minus the number of the signal that ended it; -1 when it
+            ended and nobody can know how, as its parent was another process.
         last_words: the end of its own log, for the operator, once it has exited.
     """
 
@@ -46,13 +47,15 @@ class Dyno:
 
 
 class Launcher(Protocol):
-    """Makes dynos, lists them, stops them."""
+    """Makes dynos, lists them, stops them.
+
+    Dynos outlive the gateway process that launched them: a launcher finds those of its deployment,
+    whichever process made them.
+    """
 
     name: str
     boot_timeout_s: float
     """Default time from the client's request to the child's first answer."""
-    grace_s: float
-    """How long an agent may be out of reach before its session ends."""
     poll_s: float
     """How often the reconciler may ask for the list."""
 
@@ -65,16 +68,25 @@ class Launcher(Protocol):
         ...
 
     async def stop(self, dyno_id: str) -> None:
-        """Make sure the dyno is gone. Called at the end of every session; unknown ids are fine."""
+        """Make sure the dyno is gone, whichever process of this deployment launched it.
+
+        Called at the end of every session. Unknown ids are fine, and so are two calls at once. A
+        dyno that could not be ended stays in the list.
+        """
         ...
 
     async def list(self) -> Sequence[Dyno]:
-        """Return the dynos of this launcher that run, and those that exited and were not stopped.
+        """Return the dynos of this deployment that run, and those that exited and were not stopped.
 
-        Called by the reconciler.
+        Holds all that can be found, also those that an earlier process of the same deployment
+        launched; what another process made may appear some seconds late. Called by the reconciler,
+        every `poll_s`.
         """
         ...
 
     async def aclose(self) -> None:
-        """Stop whatever is left. Called once, when the gateway goes."""
+        """Release what the launcher itself holds; dynos that still run go on.
+
+        Called once, when the gateway goes, after it has stopped each dyno that must go with it.
+        """
         ...

@@ -8,9 +8,17 @@ import time
 
 from aiohttp import WebSocketError, WSMsgType, web
 
-from dyno_agent.link import PATH, SUBPROTOCOL, CloseCode, Hello, ProtocolViolation
+from dyno_agent.link import (
+    CAPSULE_HEADER,
+    PATH,
+    SUBPROTOCOL,
+    CloseCode,
+    Hello,
+    ProtocolViolation,
+)
 from dyno_agent.link.frames import MAX_FRAME_BYTES
-from dyno_agent.link.limits import HANDSHAKE_S
+from dyno_agent.link.limits import HANDSHAKE_S, JOURNAL_PAGES
+from dyno_agent.link.resumption import JournalPage
 from gateway.sessions.credentials import TokenRefused, TokenReplayed
 from gateway.sessions.live import Live
 from gateway.sessions.manager import Manager
@@ -32,12 +40,16 @@ class SocketAttachment:
             return
         try:
             await self._socket.send_bytes(frame)
-        except ConnectionResetError:
+        except ConnectionError:
             return
 
     async def close(self, code: CloseCode) -> None:
-        """Close with one of the link's codes."""
-        await self._socket.close(code=code, message=code.sentence.encode())
+        """Close with one of the link's codes; a peer that does not read is cut off."""
+        try:
+            async with asyncio.timeout(2 * CLOSE_S):
+                await self._socket.close(code=code, message=code.sentence.encode())
+        except TimeoutError:
+            self.abort()
 
     def abort(self) -> None:
         """Drop the TCP connection."""
@@ -59,11 +71,12 @@ class Rendezvous:
         """Take one attachment of one agent, from its upgrade to its end."""
         if "Origin" in request.headers:
             raise web.HTTPForbidden(text="agents are not browsers")
-        if SUBPROTOCOL not in request.headers.get("Sec-WebSocket-Protocol", ""):
+        offered = request.headers.get("Sec-WebSocket-Protocol", "").split(",")
+        if SUBPROTOCOL not in map(str.strip, offered):
             raise web.HTTPBadRequest(text=f"this gateway speaks {SUBPROTOCOL}")
         credential = request.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
-            live = self._manager.recognise(credential)
+            live = self._manager.recognise(credential, request.headers.get(CAPSULE_HEADER, ""))
         except TokenRefused:
             raise web.HTTPUnauthorized(text=CloseCode.BAD_TOKEN.sentence) from None
         socket = web.WebSocketResponse(
@@ -72,7 +85,10 @@ class Rendezvous:
             max_msg_size=MAX_FRAME_BYTES + 1,  # aiohttp refuses what is as large as its limit
             timeout=CLOSE_S,
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ValueError:
+            raise web.HTTPBadRequest(text="Sec-WebSocket-Key is no key") from None
         attachment = SocketAttachment(request, socket)
         try:
             if await self._shake_hands(live, credential, socket, attachment):
@@ -84,7 +100,7 @@ class Rendezvous:
             await attachment.close(CloseCode.REPLAYED_TOKEN)
         except ProtocolViolation as violation:
             self._manager.breach(live, str(violation))
-            await attachment.close(CloseCode.PROTOCOL_VIOLATION)
+            await attachment.close(violation.code)
         finally:
             # aiohttp closes by itself on a broken frame; this handler may only see its own end.
             if isinstance(broken := socket.exception(), WebSocketError):
@@ -102,22 +118,28 @@ class Rendezvous:
     ) -> bool:
         """Return whether the attachment is open and current."""
         try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                message = await socket.receive()
+            text = await _text(socket)
+            if text is None:
+                return False
+            hello = Hello.decode(text)
+            self._manager.admit(credential, hello)
+            live.fence(attachment)
+            welcome = self._manager.welcome(live, hello)
+            await socket.send_str(welcome.encode())
+            journal: list[JournalPage] = []
+            while welcome.fresh and not (journal and journal[-1].last):
+                if len(journal) >= JOURNAL_PAGES:
+                    raise ProtocolViolation("a journal without an end")
+                text = await _text(socket)
+                if text is None:
+                    return False
+                journal.append(JournalPage.decode(text))
         except TimeoutError:
             attachment.abort()
             return False
-        if message.type is WSMsgType.BINARY:
-            raise ProtocolViolation("no HELLO but a binary frame")
-        if message.type is not WSMsgType.TEXT:
-            return False
-        hello = Hello.decode(message.data)
-        self._manager.admit(credential, hello)
-        live.fence(attachment)
-        await socket.send_str(live.welcome(hello).encode())
         if not live.holds(attachment):
             return False
-        live.attach(hello, time.monotonic())
+        live.attach(hello, journal, time.monotonic())
         return True
 
     async def _serve(
@@ -150,3 +172,17 @@ class Rendezvous:
             live.perform(live.session.receive(message.data, time.monotonic()))
             live.heard()
             self._manager.settle(live)
+
+
+async def _text(socket: web.WebSocketResponse) -> str | None:
+    """Return the next document of the handshake, or None if the socket ended.
+
+    Raises:
+        ProtocolViolation: a binary frame.
+        TimeoutError: none in time.
+    """
+    async with asyncio.timeout(HANDSHAKE_S):
+        message = await socket.receive()
+    if message.type is WSMsgType.BINARY:
+        raise ProtocolViolation("a binary frame in the handshake")
+    return message.data if message.type is WSMsgType.TEXT else None

@@ -47,9 +47,14 @@ class SessionKeys:
         return hmac.digest(self._secret, nonce.encode(), "sha256")[:16].hex()
 
     @staticmethod
-    def public_id(key: str) -> str:
-        """Return the name that logs and operators use for this key's session."""
-        return f"s-{_hash(key)[:12]}"
+    def fingerprint(key: str) -> str:
+        """Return what stands for a key wherever the key itself must not lie: hex SHA-256."""
+        return _hash(key)
+
+    @staticmethod
+    def public_id(fingerprint: str) -> str:
+        """Return the name that logs and operators use for the session of this key."""
+        return f"s-{fingerprint[:12]}"
 
 
 class TokenRefused(Exception):
@@ -81,6 +86,10 @@ class JoinDesk:
         secret = self._draw(32)
         self._passes[launch_id] = _Pass(key, _hash(secret), expires)
         return f"rj_{launch_id}.{secret}"
+
+    def adopt(self, launch_id: str, key: str, proof: str, boot_id: str) -> None:
+        """Know an agent that joined at another gateway process; its capsule has vouched for it."""
+        self._passes[launch_id] = _Pass(key, "", 0.0, proof, boot_id)
 
     def forget(self, launch_id: str) -> None:
         """The session is over: nothing joins or resumes with this launch any more."""
@@ -123,6 +132,18 @@ class JoinDesk:
         same = hmac.compare_digest(known.proof or "", proof)
         if not same or not hmac.compare_digest(known.boot_id, boot_id):
             raise TokenReplayed
+
+
+def proof_of(credential: str) -> tuple[str, str]:
+    """Return the launch id that a resume credential names and the proof that it amounts to.
+
+    Raises:
+        TokenRefused: no resume credential.
+    """
+    kind, launch_id, secret = _parts(credential)
+    if kind != "rr":
+        raise TokenRefused
+    return launch_id, _hash(secret)
 
 
 def _parts(credential: str) -> tuple[str, str, str]:

@@ -5,17 +5,18 @@ No rule lives here; it moves bytes between the three, in order.
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from typing import Protocol
 
 from dyno_agent.link import Channel, ChildSpec, CloseCode, Hello, LinkLost, Welcome
+from dyno_agent.link.resumption import GENERAL, JournalPage
 from gateway import events
 from gateway.errors import GatewayError
+from gateway.sessions.delivery import Delivery
 from gateway.sessions.lease import Lease
 from gateway.sessions.record import SessionRecord, State, Step
-from gateway.sessions.session import Delivery, Session
+from gateway.sessions.session import Session
 from gateway.sessions.streams import Item, Outbox
 
 LADDER_S = 5.0
@@ -23,6 +24,10 @@ LADDER_S = 5.0
 
 ROOM_S = 30.0
 """How long a client's message may wait for a child that does not read."""
+
+
+LARGE_BODIES = 2
+"""Large messages of a client that are read at the same time."""
 
 
 class Attachment(Protocol):
@@ -49,16 +54,23 @@ class Live:
         lease: the clocks.
         launched: set once the launch has an outcome, good or bad.
         gone: set once the agent has left for good.
+        fresh: the session was rebuilt and has not heard its agent's journal yet.
+        handed_over: another process has the session, or will have it.
+        epoch: number of the current attachment.
+        large_bodies: to hold while a large message of the client is read.
     """
 
     def __init__(self, session: Session[Outbox], lease: Lease, emit: events.Sink) -> None:
         self.session = session
         self.lease = lease
+        self.fresh = False
+        self.handed_over = False
+        self.epoch = 0
         self.launched = asyncio.Event()
         self.gone = asyncio.Event()
+        self.large_bodies = asyncio.Semaphore(LARGE_BODIES)
         self._emit = emit
         self._attachment: Attachment | None = None
-        self._epoch = 0
         self._wake = asyncio.Event()
         self._heard = asyncio.Event()
         self._outboxes: set[Outbox] = set()
@@ -70,18 +82,37 @@ class Live:
 
     # Client streams
 
-    def open_outbox(self) -> Outbox:
-        """Return a new outbox that ends with the session."""
-        outbox = Outbox()
+    def open_outbox(self, label: str, *, resumable: bool) -> Outbox:
+        """Return a new outbox that ends with the session. See `Outbox`."""
+        outbox = Outbox(label, since=self.session.position, resumable=resumable)
         self._outboxes.add(outbox)
         return outbox
+
+    def listen(self, outbox: Outbox, after: int | None) -> None:
+        """Attach the stream of a GET: a new general one, or the rest of any that broke off.
+
+        Args:
+            outbox: of the stream.
+            after: position of the last message that the client has of the one it continues.
+        """
+        waiting: list[Delivery[Outbox]] = []
+        if outbox.label == GENERAL:
+            replaced, waiting = self.session.open_general(outbox, after)
+        else:
+            replaced = self.session.resume(outbox, outbox.label, after or 0)
+        if replaced is not None:
+            replaced.continued = after is not None
+            replaced.close()
+        self.perform(waiting)
+        self.wake()
 
     def drop_outbox(self, outbox: Outbox) -> None:
         """The HTTP response is over: whatever was not written is given back to the link."""
         self._outboxes.discard(outbox)
         self.session.stream_gone(outbox)
         for item in outbox.rest():
-            self.session.undelivered(item)
+            self._give_back(item)
+        self.perform(self.session.flush())
         self._wake_if_news()
 
     @contextlib.contextmanager
@@ -90,29 +121,48 @@ class Live:
         try:
             yield
         except BaseException:
-            self.session.undelivered(item)
+            self._give_back(item)
             self._wake_if_news()
             raise
-        if item.message is not None:
+        self.session.delivered(item)
+        self._wake_if_news()
+
+    def _give_back(self, item: Item) -> None:
+        if not item.stream.continued:
+            self.session.undelivered(item)
+        elif item.message is not None:
             self.session.link.consumed(item.message)
-            self._wake_if_news()
 
     def perform(self, deliveries: list[Delivery[Outbox]]) -> None:
         """Put deliveries into their outboxes."""
+        self._wake_if_news()
         for delivery in deliveries:
             if delivery.stream in self._outboxes:
                 delivery.stream.put(delivery)
             else:
                 self.session.undelivered(delivery)
 
-    def fail(self, error: GatewayError, now: float) -> None:
-        """Answer all running calls with the error and end all streams."""
-        self.perform(self.session.fail(error, now))
+    def hand_over(self) -> bool:
+        """End the streams whose clients come back; return whether calls of others still run."""
+        for outbox in [each for each in self._outboxes if each.resumable or not each.label]:
+            outbox.close()
+            self._outboxes.discard(outbox)
+            self.session.stream_gone(outbox)
+        return bool(self._outboxes)
+
+    def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> None:
+        """Answer all running calls, or those that have a stream, and end all streams."""
+        self.perform(self.session.fail(error, now, all_calls=all_calls))
         for outbox in self._outboxes:
             outbox.close()
         self._heard.set()
 
     # The agent
+
+    @property
+    def arriving(self) -> bool:
+        """True while it is being rebuilt: messages of its client have to wait."""
+        return self.fresh or self.session.hydrating
 
     @property
     def attached(self) -> bool:
@@ -127,30 +177,39 @@ class Live:
         """Make this attachment the current one; from here on an older one delivers nothing."""
         older, self._attachment = self._attachment, attachment
         self.session.link.detach()
-        self._epoch += 1
+        self.epoch += 1
         if older is not None:
             older.abort()
 
-    def welcome(self, hello: Hello) -> Welcome:
+    def welcome(self, hello: Hello, capsule: str) -> Welcome:
         """Return what to answer to a HELLO."""
+        if self.fresh:
+            held = (hello.held_bytes, hello.held_frames)
+            self.session.link.adopt(hello.received, hello.confirmed, held)
         server = self.record.server
         spec = ChildSpec((server.command, *server.args), dict(server.env), server.cwd)
         return Welcome(
-            epoch=self._epoch,
+            epoch=self.epoch,
             received=self.session.link.received,
             limits=self.session.link.limits,
             orphan_s=self.lease.grace_s,
             grace_s=LADDER_S,
             child=spec if hello.kind == "join" else None,
+            fresh=self.fresh,
+            capsule=capsule,
         )
 
-    def attach(self, hello: Hello, now: float) -> None:
+    def attach(self, hello: Hello, journal: list[JournalPage], now: float) -> None:
         """Continue the link on the current attachment, after its WELCOME was written.
 
         Raises:
             ProtocolViolation: the agent claims what cannot be.
         """
         self.session.link.attach(hello.received, now)
+        if self.fresh:
+            self.fresh = False
+            self.session.hydrate(journal, now)
+            self.lease.booted = self.session.booted
         self.wake()
         record = self.record
         if record.state is State.LAUNCHING:
@@ -158,7 +217,7 @@ class Live:
             self._emit(
                 events.DialledIn(
                     session=record.session_id,
-                    epoch=self._epoch,
+                    epoch=self.epoch,
                     agent=hello.agent,
                     python=hello.python,
                     boot_s=round(now - record.created, 3),
@@ -169,7 +228,7 @@ class Live:
             self.lease.parted = None
             record.move(Step.RESUME)
             self._emit(
-                events.Resumed(session=record.session_id, epoch=self._epoch, parted_s=parted_s)
+                events.Resumed(session=record.session_id, epoch=self.epoch, parted_s=parted_s)
             )
 
     def part(self, attachment: Attachment, cause: str, now: float) -> None:
@@ -178,14 +237,14 @@ class Live:
             return
         self._attachment = None
         self.session.link.detach()
+        if self.handed_over:
+            return
         if self.record.over or self.session.ending is not None:
             self.gone.set()
             return
         if self.record.move(Step.PART):
             self.lease.parted = now
-            self._emit(
-                events.Parted(session=self.record.session_id, epoch=self._epoch, cause=cause)
-            )
+            self._emit(events.Parted(session=self.record.session_id, epoch=self.epoch, cause=cause))
 
     def wake(self) -> None:
         """Something may be written: let the attachment's writer look."""
@@ -207,12 +266,22 @@ class Live:
             if self._attachment is not attachment:
                 return
             try:
-                frames = link.tick(time.monotonic()) + link.frames_to_send(time.monotonic())
+                frames = link.tick(time.monotonic())
             except LinkLost:
                 attachment.abort()
                 return
-            for frame in frames:
-                await attachment.send(frame)
+            while self._attachment is attachment:
+                frames += link.frames_to_send(time.monotonic())
+                if not frames:
+                    break
+                try:
+                    async with asyncio.timeout(link.limits.dead_s):
+                        for frame in frames:
+                            await attachment.send(frame)
+                except TimeoutError:  # it does not read, so it would not hear a heartbeat either
+                    attachment.abort()
+                    return
+                frames = []
 
     def heard(self) -> None:
         """The agent acknowledged or sent something: who waits for room may look again."""
@@ -234,12 +303,54 @@ class Live:
                     self._heard.clear()
                     await self._heard.wait()
 
+    async def confirmed(self, ordinal: int, outbox: Outbox | None, patience_s: float) -> bool:
+        """Wait until the agent has a message, or there is something to tell its client.
+
+        Args:
+            ordinal: of the message on the link's rpc channel.
+            outbox: where the message is answered.
+            patience_s: longest wait.
+
+        Returns:
+            Whether the agent has it: from then on it survives this process.
+        """
+        link = self.session.link
+        probed = -1
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while link.taken(Channel.RPC) < ordinal and not self._left:
+                    if outbox is not None and (outbox.answered or outbox.closed):
+                        break
+                    if probed != link.taken(Channel.RPC):
+                        probed = link.taken(Channel.RPC)
+                        link.probe()
+                        self.wake()
+                    self._heard.clear()
+                    await self._heard.wait()
+        return link.taken(Channel.RPC) >= ordinal
+
+    async def noted(self, item: Item) -> bool:
+        """Wait until the agent knows where a message goes that names no call.
+
+        Returns:
+            Whether it may be written: not once another process decides about it.
+        """
+        link = self.session.link
+        while link.taken(Channel.CMD) < item.noted and not self._left:
+            self._heard.clear()
+            await self._heard.wait()
+        return link.taken(Channel.CMD) >= item.noted or self.record.over
+
+    @property
+    def _left(self) -> bool:
+        return self.record.over or self.handed_over
+
     def ask_to_stop(self) -> None:
         """Tell the agent to end its child and leave."""
-        self.session.link.send(Channel.CMD, json.dumps({"do": "stop"}).encode())
+        self.session.stop()
         self.wake()
 
     async def refuse(self, code: CloseCode) -> None:
-        """Close the current attachment for good."""
+        """Close the current attachment."""
         if self._attachment is not None:
             await self._attachment.close(code)

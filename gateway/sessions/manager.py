@@ -7,23 +7,27 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from dyno_agent.link import DEFAULT_LIMITS, CloseCode, Endpoint, Hello, Limits
+from dyno_agent.link import DEFAULT_LIMITS, CloseCode, Endpoint, Hello, Limits, Welcome
 from gateway import events
 from gateway.errors import (
     Busy,
     GatewayError,
     LaunchFailed,
     LinkLostError,
+    Restarting,
+    SessionAway,
     SessionEnded,
-    StartTimeout,
     UnknownSession,
 )
 from gateway.launchers.base import Dyno, Launcher, LaunchError, LaunchOrder
-from gateway.registry.servers import ServerDefinition
-from gateway.sessions.credentials import JoinDesk, SessionKeys, TokenRefused
+from gateway.registry.servers import Registry, ServerDefinition
+from gateway.sessions.capsule import BadCapsule, Capsule, Sealer
+from gateway.sessions.credentials import JoinDesk, SessionKeys, TokenRefused, proof_of
+from gateway.sessions.endings import UNEXPECTED, boot_timeout, overdue
 from gateway.sessions.lease import Lease
 from gateway.sessions.live import LADDER_S, Live
 from gateway.sessions.record import Reason, SessionRecord, State, Step
@@ -40,7 +44,14 @@ LEAVE_S = LADDER_S + 3.0
 """How long an agent may take to end its child and go before its dyno is stopped from outside."""
 
 DRAIN_S = 20.0
-"""How long a shutdown waits for sessions to close; the platform kills after 30 s."""
+"""How long a shutdown waits for sessions to close, or for calls whose clients cannot come back; the
+platform kills after 30 s."""
+
+HOLD_S = 15.0
+"""How long a request waits for the agent of a session that this process has not seen yet."""
+
+MAX_ENDED = 10_000
+"""Sessions that are remembered as ended, so that no late agent brings one back."""
 
 STOP_S = 30.0
 """How long one stop call of a launcher may take."""
@@ -55,31 +66,50 @@ class Terms:
 
     Attributes:
         url: base URL that agents dial.
-        secret: seals session keys.
+        secret: seals session keys and capsules.
         max_sessions: live sessions at once.
+        grace_s: how long an agent may be out of reach before its session ends.
+        hand_over: another process will have the same secret: a shutdown leaves sessions to it.
         limits: of every link.
+        wall_clock: seconds since 1970; gateway processes compare it with one another's only.
     """
 
     url: str
     secret: bytes = field(repr=False)
     max_sessions: int
+    grace_s: float = 300.0
+    hand_over: bool = False
     limits: Limits = DEFAULT_LIMITS
+    wall_clock: Callable[[], float] = time.time  # noqa: TID251 - outlives a process, see capsule.py
 
 
 class Manager:
     """All live sessions of this gateway. Use it as an async context manager."""
 
-    def __init__(self, launcher: Launcher, terms: Terms, emit: events.Sink) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        registry: Registry,
+        terms: Terms,
+        emit: events.Sink,
+    ) -> None:
         self._launcher = launcher
+        self._registry = registry
         self._terms = terms
         self._emit = emit
         self._keys = SessionKeys(terms.secret, secrets.token_urlsafe)
         self._desk = JoinDesk(secrets.token_urlsafe)
+        self._sealer = Sealer(terms.secret)
+        self._started = time.monotonic()
         self._live: dict[str, Live] = {}
+        self._ended: dict[str, None] = {}
+        self._arrivals = asyncio.Event()
+        self._awaited = 0
         self._launching: dict[Live, asyncio.Task[None]] = {}
         self._closing: dict[Live, asyncio.Task[None]] = {}
         self._tasks = asyncio.TaskGroup()
         self._draining = False
+        self._hands_over = terms.hand_over
 
     async def __aenter__(self) -> Self:
         """Start the loops."""
@@ -91,11 +121,16 @@ class Manager:
         return self
 
     async def __aexit__(self, *failure: object) -> None:
-        """End every session, then the loops, then the launcher."""
+        """End or hand over every session, then the loops, then the launcher."""
         await self.drain()
+        left = [live.record.dyno_id for live in self._closing]
         for task in (*self._loops, *self._launching.values(), *self._closing.values()):
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
+        async with asyncio.TaskGroup() as stops:
+            for dyno_id in left:
+                if dyno_id is not None:
+                    stops.create_task(self._launcher.stop(dyno_id))
         await self._launcher.aclose()
 
     @property
@@ -105,8 +140,11 @@ class Manager:
 
     # For clients
 
-    def create(self, server: ServerDefinition, principal: str, client: str) -> Live:
+    def create(self, server: ServerDefinition, principal: str, client: str) -> tuple[str, Live]:
         """Make a session and start its launch; calls may be made at once and wait for the boot.
+
+        Returns:
+            The key that its client shall present, and the session.
 
         Args:
             server: what to run.
@@ -123,9 +161,10 @@ class Manager:
                 f"this gateway holds its limit of {self._terms.max_sessions} sessions "
                 "(MAX_SESSIONS); end one or try again later"
             )
-        live = self._new(server, principal)
+        key = self._keys.mint()
+        live = self._new(SessionKeys.fingerprint(key), server, principal, age_s=0.0)
         record = live.record
-        self._live[record.key] = live
+        self._live[record.fingerprint] = live
         self._emit(
             events.Requested(
                 session=record.session_id, server=server.name, principal=principal, client=client
@@ -141,35 +180,75 @@ class Manager:
         self._launching[live] = self._tasks.create_task(
             self._launch(live), name=f"launch {record.session_id}"
         )
-        return live
+        return key, live
 
-    def _new(self, server: ServerDefinition, principal: str) -> Live:
+    def _new(
+        self, fingerprint: str, server: ServerDefinition, principal: str, age_s: float
+    ) -> Live:
         now = time.monotonic()
-        key = self._keys.mint()
-        record = SessionRecord(SessionKeys.public_id(key), key, principal, server, now)
+        session_id = SessionKeys.public_id(fingerprint)
+        record = SessionRecord(session_id, fingerprint, principal, server, now - age_s)
         link = Endpoint(self._terms.limits, now=now)
         lease = Lease(
-            created=now,
+            created=record.created,
             boot_s=server.boot_timeout or self._launcher.boot_timeout_s,
             idle_s=server.idle_timeout,
             lifetime_s=server.max_lifetime,
-            grace_s=self._launcher.grace_s,
+            grace_s=self._terms.grace_s,
             active=now,
         )
         return Live(Session(record, link, self._emit, server.call_timeout), lease, self._emit)
 
-    def find(self, key: str, principal: str, server: str) -> Live:
+    async def find(self, key: str, principal: str, server: str) -> Live:
         """Return the live session that a client presents.
 
+        One that this process never saw, though the key is ours, may be on its way: its agent
+        redials until its grace period is over.
+
         Raises:
+            Restarting: this process leaves.
+            SessionAway: the agent has not come yet.
             UnknownSession: no such session, or not of this principal and server.
         """
-        live = self._live.get(key)
+        if self._draining:
+            raise Restarting("this gateway process is shutting down; send the request again")
+        fingerprint = SessionKeys.fingerprint(key)
+        live = self._live.get(fingerprint)
+        if self._may_come(key, fingerprint) if live is None else live.arriving:
+            live = await self._arrival(fingerprint)
         if live is None or live.record.principal != principal or live.record.server.name != server:
             raise UnknownSession(
                 "unknown session: it has ended or never existed; send `initialize` again"
             )
         return live
+
+    def _may_come(self, key: str, fingerprint: str) -> bool:
+        up_s = time.monotonic() - self._started
+        return (
+            fingerprint not in self._ended
+            and up_s < self._terms.grace_s + HOLD_S
+            and self._terms.hand_over
+            and self._keys.issued(key)
+        )
+
+    async def _arrival(self, fingerprint: str) -> Live:
+        """Wait for the agent of a session, for a bounded time."""
+        self._awaited += 1
+        try:
+            async with asyncio.timeout(HOLD_S):
+                while (live := self._live.get(fingerprint)) is None or live.arriving:
+                    if self._draining:
+                        break
+                    await self._arrivals.wait()
+                else:
+                    return live
+        except TimeoutError:
+            pass
+        finally:
+            self._awaited -= 1
+        raise SessionAway(
+            "the session's dyno has not dialled this gateway process yet; send the request again"
+        )
 
     def end(self, live: Live, reason: Reason, error: GatewayError) -> None:
         """End a session: its calls are answered with `error`, its dyno is stopped."""
@@ -179,7 +258,10 @@ class Manager:
         now = time.monotonic()
         record.move(Step.END)
         self._emit(events.Closing(session=record.session_id, reason=reason))
-        del self._live[record.key]
+        del self._live[record.fingerprint]
+        self._ended[record.fingerprint] = None
+        if len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
         live.fail(error, now)
         self._closing[live] = self._tasks.create_task(
             self._close(live, reason, error), name=f"close {record.session_id}"
@@ -187,17 +269,76 @@ class Manager:
 
     # For agents
 
-    def recognise(self, credential: str) -> Live:
-        """Return the session that an agent's credential leads to.
+    def recognise(self, credential: str, capsule: str) -> Live:
+        """Return the session that an agent's credential leads to, rebuilt if need be.
 
         Raises:
+            Restarting: this process leaves.
             TokenRefused: none.
         """
-        key = self._desk.recognise(credential, time.monotonic())
-        live = self._live.get(key)
+        if self._draining:
+            raise Restarting("this gateway process is shutting down; dial again")
+        try:
+            fingerprint = self._desk.recognise(credential, time.monotonic())
+        except TokenRefused:
+            return self._hydrate(credential, capsule)
+        live = self._live.get(fingerprint)
         if live is None:
             raise TokenRefused
         return live
+
+    def _hydrate(self, credential: str, text: str) -> Live:
+        """Rebuild a session from what its agent carries."""
+        launch_id, proof = proof_of(credential)
+        try:
+            capsule = self._sealer.open(text)
+        except BadCapsule:
+            raise TokenRefused from None
+        server = self._registry.find(capsule.server)
+        age_s = max(0.0, self._terms.wall_clock() - capsule.created)
+        if (
+            (capsule.launch_id, capsule.proof) != (launch_id, proof)
+            or capsule.fingerprint in self._ended
+            or capsule.fingerprint in self._live
+            or server is None
+            or age_s >= server.max_lifetime
+        ):
+            raise TokenRefused
+        live = self._new(capsule.fingerprint, server, capsule.principal, age_s)
+        record, now = live.record, time.monotonic()
+        record.state, record.launch_id, record.dyno_id = State.PARTED, launch_id, capsule.dyno_id
+        live.lease.parted = live.lease.active = live.session.active = now
+        live.fresh, live.epoch = True, capsule.epoch
+        live.lease.booted = True
+        live.launched.set()
+        self._desk.adopt(launch_id, capsule.fingerprint, proof, capsule.boot_id)
+        self._live[capsule.fingerprint] = live
+        self._emit(
+            events.Hydrated(
+                session=record.session_id,
+                server=server.name,
+                principal=record.principal,
+                launch=launch_id,
+                age_s=round(age_s, 3),
+            )
+        )
+        return live
+
+    def welcome(self, live: Live, hello: Hello) -> Welcome:
+        """Return what to answer to a HELLO, with the capsule that the agent shall carry."""
+        record = live.record
+        capsule = Capsule(
+            launch_id=record.launch_id,
+            fingerprint=record.fingerprint,
+            principal=record.principal,
+            server=record.server.name,
+            created=self._terms.wall_clock() - (time.monotonic() - record.created),
+            proof=hello.proof,
+            boot_id=hello.boot_id,
+            epoch=live.epoch,
+            dyno_id=record.dyno_id,
+        )
+        return live.welcome(hello, self._sealer.seal(capsule))
 
     def admit(self, credential: str, hello: Hello) -> None:
         """Burn a join token, or check a resume; see `JoinDesk.burn` for what it raises."""
@@ -215,7 +356,10 @@ class Manager:
         )
 
     def settle(self, live: Live) -> None:
-        """End the session if what it just received says so."""
+        """Act on what a session has just received: its end, its first answer, its arrival."""
+        if self._awaited and not live.arriving:
+            self._arrivals.set()
+            self._arrivals.clear()
         if live.session.ending is not None:
             self.end(live, live.session.ending.reason, live.session.ending.error)
         elif live.session.booted:
@@ -226,7 +370,7 @@ class Manager:
     async def _launch(self, live: Live) -> None:
         record, server = live.record, live.record.server
         deadline = record.created + live.lease.boot_s
-        token = self._desk.mint(record.launch_id, record.key, deadline)
+        token = self._desk.mint(record.launch_id, record.fingerprint, deadline)
         order = LaunchOrder(
             launch_id=record.launch_id,
             server=server.name,
@@ -245,7 +389,7 @@ class Manager:
             error = LaunchFailed(f"no dyno could be had for {server.name}: {failure}")
             self.end(live, Reason.BOOT_FAILED, error)
         except TimeoutError:
-            self.end(live, Reason.BOOT_TIMEOUT, _boot_timeout(live))
+            self.end(live, Reason.BOOT_TIMEOUT, boot_timeout(live))
         else:
             record.dyno_id = dyno.dyno_id
             self._emit(
@@ -269,10 +413,11 @@ class Manager:
         self._desk.forget(record.launch_id)
         await live.refuse(CloseCode.SESSION_ENDED)
         await live.launched.wait()
-        if record.dyno_id is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STOP_S):
-                    await self._launcher.stop(record.dyno_id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                dyno_id = record.dyno_id or await self._dyno_of(record.launch_id)
+                if dyno_id is not None:
+                    await self._launcher.stop(dyno_id)
         record.move(Step.GONE)
         self._closing.pop(live, None)
         seconds = time.monotonic() - record.created
@@ -282,7 +427,9 @@ class Manager:
                 reason=reason,
                 seconds=round(seconds, 3),
                 calls=record.calls,
-                detail=error.message if reason in _UNEXPECTED else "",
+                dropped=live.session.chatter.dropped,
+                peak_buffer_bytes=live.session.link.peak_bytes,
+                detail=error.message if reason in UNEXPECTED else "",
             )
         )
 
@@ -291,9 +438,21 @@ class Manager:
         """True once nothing new is taken."""
         return self._draining
 
+    async def _dyno_of(self, launch_id: str) -> str | None:
+        """Return the launcher's name of a dyno that an earlier process has launched."""
+        dynos = await self._launcher.list()
+        return next((dyno.dyno_id for dyno in dynos if dyno.launch_id == launch_id), None)
+
+    def keep_nothing(self) -> None:
+        """Somebody at a terminal ends this process: `drain` shall end all sessions."""
+        self._hands_over = False
+
     async def drain(self) -> None:
-        """Take nothing new, end every session, and wait for their dynos, for a bounded time."""
+        """Take nothing new; hand every session over or end it, for a bounded time."""
         self._draining = True
+        self._arrivals.set()
+        if self._hands_over:
+            await self._hand_over()
         for live in list(self._live.values()):
             self.end(
                 live,
@@ -302,6 +461,33 @@ class Manager:
             )
         if self._closing:
             await asyncio.wait(self._closing.values(), timeout=DRAIN_S)
+
+    async def _hand_over(self) -> None:
+        """Leave the sessions to the next process.
+
+        Streams whose clients come back end at once; calls of others get time to be answered, and
+        then an error that they may be sent again.
+        """
+        deadline = time.monotonic() + DRAIN_S
+        async with asyncio.TaskGroup() as farewells:
+            # One that has not booted ends: nobody else knows its join token.
+            while waiting := [live for live in self._live.values() if live.lease.booted]:
+                for live in waiting:
+                    if not live.hand_over() or time.monotonic() >= deadline:
+                        self._let_go(live)
+                        farewells.create_task(live.refuse(CloseCode.DRAIN))
+                await asyncio.sleep(TICK_S)
+
+    def _let_go(self, live: Live) -> None:
+        del self._live[live.record.fingerprint]
+        live.handed_over = True
+        calls = live.session.calls
+        live.fail(
+            Restarting("this gateway process is shutting down; send the request again"),
+            time.monotonic(),
+            all_calls=False,
+        )
+        self._emit(events.HandedOver(session=live.record.session_id, calls=calls))
 
     # Loops
 
@@ -314,9 +500,9 @@ class Manager:
     def _tick(self, live: Live, now: float) -> None:
         live.perform(live.session.tick(now))
         live.lease.active = live.session.active
-        reason = live.lease.verdict(now, calling=live.session.calling)
+        reason = live.lease.verdict(now, calling=live.session.calls > 0)
         if reason is not None:
-            self.end(live, reason, _overdue(live, reason))
+            self.end(live, reason, overdue(live, reason))
 
     async def _reconcile(self) -> None:
         """Notice dynos that ended without a word, long before any deadline would."""
@@ -338,45 +524,3 @@ class Manager:
             self.end(live, Reason.BOOT_FAILED, LaunchFailed(what))
         else:
             self.end(live, Reason.LINK_LOST, LinkLostError(what))
-
-
-_UNEXPECTED = {
-    Reason.PROCESS_EXIT,
-    Reason.BOOT_FAILED,
-    Reason.BOOT_TIMEOUT,
-    Reason.LINK_LOST,
-    Reason.BREACH,
-}
-
-
-def _boot_timeout(live: Live) -> StartTimeout:
-    server, limit_s = live.record.server.name, live.lease.boot_s
-    if live.record.state is State.LAUNCHING:
-        return StartTimeout(
-            f"no agent dialled back within {limit_s:.0f} s (boot_timeout of {server}); the dyno "
-            "was stopped. Can it reach GATEWAY_URL?"
-        )
-    said = "\n".join(live.session.last_words)
-    return StartTimeout(
-        f"{server} did not answer within {limit_s:.0f} s (its boot_timeout); the dyno was stopped. "
-        + (f"Its last words on stderr:\n{said}" if said else "It wrote nothing on stderr.")
-    )
-
-
-def _overdue(live: Live, reason: Reason) -> GatewayError:
-    server, lease = live.record.server.name, live.lease
-    match reason:
-        case Reason.BOOT_TIMEOUT:
-            return _boot_timeout(live)
-        case Reason.LINK_LOST:
-            return LinkLostError(
-                f"the dyno was out of reach for more than {lease.grace_s:.0f} s; "
-                "send `initialize` again"
-            )
-        case Reason.LIFETIME:
-            return SessionEnded(
-                f"the session reached the longest life of {server}: {lease.lifetime_s:.0f} s "
-                "(max_lifetime); send `initialize` again"
-            )
-        case _:
-            return SessionEnded(f"the session was ended: {reason}; send `initialize` again")

@@ -1,6 +1,6 @@
 """What a session is and which states it goes through. Pure; all transitions in one table."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from gateway.registry.servers import ServerDefinition
@@ -87,24 +87,22 @@ class SessionRecord:
 
     Attributes:
         session_id: public name, for logs and operators; derived from the key, useless without it.
-        key: what the client presents (`Mcp-Session-Id`).
+        fingerprint: of the key that the client presents (`Mcp-Session-Id`).
         principal: who may present it.
         server: what runs in the dyno.
         created: monotonic seconds.
         launch_id: public name of the attempt to get a dyno.
         dyno_id: the launcher's name of the dyno, once known.
-        revision: what client and child agreed on, once known.
     """
 
     session_id: str
-    key: str = field(repr=False)
+    fingerprint: str
     principal: str
     server: ServerDefinition
     created: float
     state: State = State.REQUESTED
     launch_id: str = ""
     dyno_id: str | None = None
-    revision: str | None = None
     calls: int = 0
 
     def move(self, step: Step) -> bool:

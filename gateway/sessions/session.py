@@ -6,22 +6,27 @@ whole child.
 """
 
 import json
-from collections import deque
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from msgspec import UNSET
 
 from dyno_agent.link import Channel, Endpoint, Message
+from dyno_agent.link.resumption import (
+    GENERAL,
+    MAX_ID,
+    JournalPage,
+    Replayed,
+    digest,
+    id_of,
+    label,
+    number_of,
+    position,
+)
 from gateway import events
-from gateway.eras.correlation import Call, Correlation
+from gateway.eras.correlation import MAX_ASKS, MAX_CALLS, Call, Correlation
 from gateway.errors import (
-    AnswerTooBig,
     BadMessage,
     Busy,
-    CallTimeout,
-    ChildExited,
-    ChildNotStarted,
     GatewayError,
     MessageTooBig,
     SessionEnded,
@@ -29,69 +34,22 @@ from gateway.errors import (
 from gateway.jsonrpc import (
     Envelope,
     Kind,
-    Params,
     error_response,
-    negotiated_revision,
     one_line,
     params_of,
     peek,
-    sound,
 )
+from gateway.sessions import failures
+from gateway.sessions.backlog import Backlog
+from gateway.sessions.chatter import Chatter, document, number
+from gateway.sessions.delivery import Delivery, Ending
 from gateway.sessions.record import Reason, SessionRecord, State, Step
+from gateway.sessions.resumption import Resumption, Resumptions
 
 S = TypeVar("S")
 
-MAX_CALLS = 256
-"""Calls in flight per session. No SDK client comes near; a runaway one stops here."""
-
-MAX_ASKS = 256
-"""Requests of the child that may wait for the client."""
-
-BACKLOG_MESSAGES = 64
-BACKLOG_BYTES = 256 * 1024
-"""Messages of the child that name no call and find no open stream wait for the next one."""
-
-LOG_LINES_PER_S = 200
-"""Lines of a child's stderr that become events; more are counted, or one session's chatter would
-cost all others the gateway's time."""
-
-LAST_WORDS, LAST_WORD = 10, 400
-"""How many lines of stderr, of how many characters each, go into the error of a failed boot."""
-
-MAX_REPORT = 16 * 1024
-"""Characters taken of any text in which an agent tells about itself or its child."""
-
-NOISE_SAMPLE = 200
 QUIET_S = 1.0
 """A session that runs no call for so long is called idle: a burst is one line in the story."""
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery(Generic[S]):
-    """These bytes to that stream.
-
-    Attributes:
-        stream: where to.
-        raw: one JSON-RPC message on one line; empty ends the stream without one, since a cancelled
-            request gets no answer (MCP, utilities/cancellation).
-        last: it answers the stream's call, so the stream ends after it.
-        error: set when the gateway answers in the child's place.
-        message: what to give back to the link once the bytes are taken over.
-    """
-
-    stream: S
-    raw: bytes
-    last: bool = False
-    error: GatewayError | None = None
-    message: Message | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """The session cannot go on: why, and what its calls are told."""
-
-    reason: Reason
-    error: GatewayError
 
 
 class Session(Generic[S]):
@@ -107,7 +65,9 @@ class Session(Generic[S]):
         ending: set once the session cannot go on.
         active: last activity, monotonic seconds.
         booted: the child has answered for the first time.
-        last_words: the last lines of its stderr.
+        chatter: what is told of its stderr, and of messages that went nowhere.
+        position: where a stream begins that is opened now.
+        hydrating: what the agent sends again after a crash of the gateway is not all here yet.
     """
 
     def __init__(
@@ -117,105 +77,206 @@ class Session(Generic[S]):
         self.link = link
         self.ending: Ending | None = None
         self.active = record.created
-        self.booted = False
-        self.last_words: deque[str] = deque(maxlen=LAST_WORDS)
+        self.booted = self.hydrating = False
+        self.position = 0
+        self.chatter = Chatter(record.session_id, emit, record.created)
         self._emit = emit
         self._call_timeout_s = call_timeout_s
         self._table: Correlation[S] = Correlation()
-        self._backlog: deque[bytes] = deque()
-        self._backlog_bytes = 0
-        self._noise = 0
-        self._second, self._said, self._unsaid = record.created, 0, 0
+        self._resumptions: Resumptions[S] = Resumptions()
+        self._routed: dict[int, str] = {}  # by an earlier gateway process
+        self._backlog = Backlog()
+        self._adopted = 0
 
     @property
-    def calling(self) -> bool:
-        """True while a call runs."""
-        return len(self._table) > 0
+    def calls(self) -> int:
+        """How many calls run."""
+        return len(self._table)
+
+    def hydrate(self, pages: list[JournalPage], now: float) -> None:
+        """Learn from the agent's journal what was under way at an earlier gateway process."""
+        for page in pages:
+            self._table.restore(page, now)
+            if len(self._routed) + len(page.routed) <= self.link.limits.window_frames:
+                self._routed.update(page.routed)
+        self._adopted = self.link.received
+        # Each request took a frame to the agent, so none had so high a ticket.
+        self._resumptions.begin_after(self.link.sent)
+        self.position = position(self._adopted)
+        self.hydrating = True
+        self.booted = all(call.method != "initialize" for call in self._table.calls)
+        self._resume(Resumption(where=None, last=0, stream=None))
 
     # From the client
 
-    def request(self, envelope: Envelope, raw: bytes, stream: S, now: float) -> None:
-        """Take a request; its answer will be a delivery to `stream`.
+    def label_of(self, envelope: Envelope) -> str:
+        """Return the label of the stream that will answer a request.
 
         Raises:
+            BadMessage: an id that is too long to be carried along.
+        """
+        return label(_short(envelope.request_id))
+
+    def request(self, envelope: Envelope, raw: bytes, stream: S, now: float) -> tuple[int, int]:
+        """Take a request; its answer will be a delivery to `stream`.
+
+        A request that is sent again because its connection broke is not made again: the stream
+        gets the answer of the first.
+
+        Returns:
+            The request's ordinal on the link, see `Endpoint.send`; and the position at which its
+            stream begins.
+
+        Raises:
+            BadMessage: an id or progress token that is too long to be carried along.
             DuplicateId: the id is in flight.
             Busy: too many calls in flight, or the child does not read.
         """
         if len(self._table) >= MAX_CALLS:
             raise Busy(f"more than {MAX_CALLS} calls are in flight in this session")
-        self._check_room()
         line = self._line(raw)
         params = params_of(envelope)
         call = Call(
-            id=_id(envelope),
-            method=_method(envelope),
+            id=_short(envelope.request_id),
+            method=envelope.method_name,
             tool=params.name if isinstance(params.name, str) else None,
             stream=stream,
             started=now,
             bytes_in=len(raw),
-            token=_token(params),
+            token=None if params.token is None else _short(params.token),
+            digest=digest(line),
         )
+        repeated = self._table.repeated(call)
+        if repeated is not None:
+            self._resume(Resumption(label(call.id), 0, stream))
+            return repeated.ordinal, 0
         self._table.begin(call)
-        self._forward(line, now)
         self.record.calls += 1
         self.record.move(Step.CALL)
+        call.ordinal = self._forward(line, now)
+        return call.ordinal, self.position
 
-    def notify(self, envelope: Envelope, raw: bytes, now: float) -> list[Delivery[S]]:
-        """Take a notification. A cancellation ends its call's stream: the child will not answer."""
-        self._check_room()
-        self._forward(self._line(raw), now)
+    def notify(self, envelope: Envelope, raw: bytes, now: float) -> tuple[int, list[Delivery[S]]]:
+        """Take a notification; return its ordinal on the link, and deliveries.
+
+        A cancellation ends its call's stream: the child will not answer.
+        """
+        ordinal = self._forward(self._line(raw), now)
         if envelope.method != "notifications/cancelled":
-            return []
+            return ordinal, []
         cancelled = params_of(envelope).requestId
         call = None if cancelled is None else self._table.forget(cancelled)
         if call is None:
-            return []
+            return ordinal, []
         self._finished(call, "cancelled", 0, now)
-        return [] if call.stream is None else [Delivery(call.stream, b"", last=True)]
+        return ordinal, [] if call.stream is None else [Delivery(call.stream, b"", last=True)]
 
-    def respond(self, envelope: Envelope, raw: bytes, now: float) -> None:
-        """Take the client's answer to a request of the child.
+    def respond(self, envelope: Envelope, raw: bytes, now: float) -> int:
+        """Take the client's answer to a request of the child; return its ordinal on the link.
 
         Raises:
             BadMessage: the child asked no such thing.
             Busy: the child does not read.
         """
-        self._check_room()
         line = self._line(raw)
         if envelope.id is None or envelope.id is UNSET or not self._table.answered(envelope.id):
             raise BadMessage("a response to a request that this session's server did not make")
-        self._forward(line, now)
-
-    def _check_room(self) -> None:
-        if not self.link.writable:
-            raise Busy("the server in the dyno does not read: its input is full; repeat later")
+        return self._forward(line, now)
 
     def _line(self, raw: bytes) -> bytes:
+        """Return a message of the client as the child shall read it, if there is room for it."""
+        if not self.link.writable:
+            raise Busy("the server in the dyno does not read: its input is full; repeat later")
         if len(raw) > self.link.limits.message_bytes:
             raise MessageTooBig(f"a message may have {self.link.limits.message_bytes} bytes")
         return one_line(raw)
 
-    def _forward(self, line: bytes, now: float) -> None:
+    def _forward(self, line: bytes, now: float) -> int:
         self.active = now
-        self.link.send(Channel.RPC, line)
+        return self.link.send(Channel.RPC, line)
 
     # Streams
 
-    def open_general(self, stream: S) -> tuple[S | None, list[Delivery[S]]]:
+    def open_general(
+        self, stream: S, after: int | None = None
+    ) -> tuple[S | None, list[Delivery[S]]]:
         """The client opened a GET stream: the newest wins.
+
+        Args:
+            stream: the new one.
+            after: position of the last message that the client has of the one it continues.
 
         Returns:
             The stream it replaces, to be closed, and what waited for a stream.
         """
         replaced, self._table.general = self._table.general, stream
-        waiting = [Delivery(stream, raw) for raw in self._backlog]
-        self._backlog.clear()
-        self._backlog_bytes = 0
-        return replaced, waiting
+        if after is not None:
+            self._resume(Resumption(GENERAL, after, stream))
+        return replaced, self.flush()
+
+    def resume(self, stream: S, where: str, after: int) -> S | None:
+        """The client came back for the rest of a call's stream.
+
+        Args:
+            stream: the new one.
+            where: label of the one it continues.
+            after: position of the last message that the client has.
+
+        Returns:
+            The stream it replaces, to be closed.
+
+        Raises:
+            ValueError: not a label of a call's stream.
+        """
+        request_id = id_of(where)
+        if request_id is None:
+            raise ValueError("the label of the general stream")
+        call = self._table.get(request_id)
+        replaced = None
+        if call is not None:
+            replaced, call.stream = call.stream, stream
+        self._resume(Resumption(where, after, stream))
+        return replaced
+
+    def _resume(self, resumption: Resumption[S]) -> None:
+        self.position = max(self.position, resumption.last)
+        self._resumptions.add(resumption)
+        self._ask_agent()
+
+    def _ask_agent(self) -> None:
+        command = self._resumptions.command()
+        if command is not None:
+            self._command(command)
+
+    def _command(self, document: dict[str, object]) -> int:
+        return self.link.send(Channel.CMD, json.dumps(document).encode())
+
+    def stop(self) -> None:
+        """Tell the agent to end its child and leave."""
+        self._command({"do": "stop"})
+
+    def flush(self) -> list[Delivery[S]]:
+        """Give what waits for a stream to one that takes it, if there is one."""
+        stream = self._table.stream_for_others()
+        if stream is None or self._resumptions.pending(stream):
+            return []
+        return [self._unnamed(stream, seq, raw, None) for seq, raw in self._backlog.take_all()]
+
+    def _unnamed(self, stream: S, seq: int, raw: bytes, message: Message | None) -> Delivery[S]:
+        """Positions on a stream only rise: a message that had to wait moves behind the newest."""
+        self.position += 1
+        noted = self._note(seq, self._table.label_of(stream), self.position)
+        return Delivery(
+            stream, raw, message=message, position=self.position, unnamed=seq, noted=noted
+        )
+
+    def _note(self, seq: int, where: str | None, place: int) -> int:
+        return self._command({"do": "routed", "seq": seq, "to": where, "at": place})
 
     def stream_gone(self, stream: S) -> None:
         """The client hung up on this stream; what runs goes on."""
         self._table.stream_gone(stream)
+        self._resumptions.stream_gone(stream)
 
     # From the agent
 
@@ -232,160 +293,233 @@ class Session(Generic[S]):
             deliveries = self._from_child(message, now)
             if deliveries:
                 return deliveries
+        elif message.channel is Channel.REPLAY:
+            deliveries = self._replayed(message, now)
+            if any(delivery.message is message for delivery in deliveries):
+                return deliveries
         elif message.channel is Channel.EVENT:
             deliveries = self._agent_event(message.payload, now)
         else:
             deliveries = []
-            self._child_log(message.payload, now)
+            self.chatter.line(message.payload, now)
         self.link.consumed(message)
         return deliveries
 
     def _from_child(self, message: Message, now: float) -> list[Delivery[S]]:
-        raw = message.payload
-        try:
-            envelope = peek(raw)
-            kind = envelope.kind
-        except GatewayError:
-            self._noise += 1
-            if self._noise.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …: a flood is no log flood
-                sample = raw[:NOISE_SAMPLE].decode(errors="backslashreplace")
-                self._tell(events.Noise, sample=sample, total=self._noise)
+        envelope = self.chatter.message(message.payload)
+        if envelope is None:
             return []
+        self.position = max(self.position, position(message.key))
+        kind = envelope.kind
         if kind is Kind.RESPONSE:
             return self._child_answers(envelope, message, now)
-        if kind is Kind.REQUEST:
-            if self._table.asks >= MAX_ASKS:
-                self._refuse_ask(envelope, f"{MAX_ASKS} requests already wait for the client")
-                return []
-            self._table.asked(_id(envelope))
-        stream = self._stream_of(envelope, kind)
-        if stream is not None:
-            return [Delivery(stream, one_line(raw), message=message)]
-        if envelope.method != "notifications/progress":
-            self._park(envelope, one_line(raw), kind)
-        return []
-
-    def _stream_of(self, envelope: Envelope, kind: Kind) -> S | None:
         if kind is Kind.NOTIFICATION and envelope.method == "notifications/progress":
-            call = self._table.by_token(params_of(envelope).progressToken)
-            return None if call is None else call.stream
-        return self._table.stream_for_others()
+            return self._progress(envelope, message)
+        if self._routed.pop(message.key, None) is not None:
+            return []  # an earlier gateway process has written it, and was not heard
+        if kind is Kind.REQUEST and not self._asked(envelope.request_id, envelope):
+            return []
+        return self._route(envelope, message, message.key, message.payload)
+
+    def _asked(self, request_id: str | int, envelope: Envelope) -> bool:
+        if self._table.asks >= MAX_ASKS:
+            self._refuse_ask(envelope, f"{MAX_ASKS} requests already wait for the client")
+            return False
+        if isinstance(request_id, str) and len(request_id) > MAX_ID:
+            self._refuse_ask(envelope, f"an id may have {MAX_ID} characters")
+            return False
+        self._table.asked(request_id)
+        return True
+
+    def _progress(self, envelope: Envelope, message: Message) -> list[Delivery[S]]:
+        call = self._table.by_token(params_of(envelope).progressToken)
+        if call is None:
+            self.chatter.drop("notifications/progress", "its token names no running call")
+            return []
+        if call.stream is None:
+            return []  # the agent keeps it for a client that comes back
+        place = position(message.key)
+        if self._resumptions.covers(call.stream, place):
+            return []
+        raw = one_line(message.payload)
+        return [Delivery(call.stream, raw, message=message, position=place)]
+
+    def _route(
+        self, envelope: Envelope, message: Message, seq: int, raw: bytes
+    ) -> list[Delivery[S]]:
+        """Find a stream for a message that names no call, or let it wait for one."""
+        stream = self._table.stream_for_others()
+        line = one_line(raw)
+        if stream is None or self._resumptions.pending(stream):
+            self._park(envelope, seq, line)
+            return []
+        return [self._unnamed(stream, seq, line, message)]
 
     def _child_answers(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
         request_id = envelope.id
         if request_id is None or request_id is UNSET:
-            self._tell(events.Dropped, what="response", why="it has no id")
+            self.chatter.drop("response", "it has no id")
             return []
         swallow = self._table.is_forgotten(request_id)
         call = self._table.finish(request_id)
         self.booted = True
         if call is None:
             if not swallow:
-                self._tell(events.Dropped, what="response", why="nobody asked for it")
+                self.chatter.drop("response", "nobody asked for it")
             return []
-        outcome = "ok" if envelope.error is UNSET else "error"
-        if call.method == "initialize":
-            self._initialized(envelope, outcome)
-        self._finished(call, outcome, len(message.payload), now)
-        if call.stream is None:
-            self._tell(events.Dropped, what="response", why="its client has hung up")
+        self._answered(call, envelope, len(message.payload), now)
+        self._table.park(call)
+        place = position(message.key)
+        if call.stream is None or self._resumptions.covers(call.stream, place):
             return []
-        return [Delivery(call.stream, one_line(message.payload), last=True, message=message)]
+        raw = one_line(message.payload)
+        return [Delivery(call.stream, raw, last=True, message=message, position=place, call=call)]
 
-    def _initialized(self, envelope: Envelope, outcome: str) -> None:
-        self.record.revision = negotiated_revision(envelope)
-        if outcome == "error":
+    def _answered(self, call: Call[S], envelope: Envelope, size: int, now: float) -> None:
+        outcome = "ok" if envelope.error is UNSET else "error"
+        if call.method == "initialize" and outcome == "error":
             # Its client gets no session key with an error, so nobody could ever use the session.
-            self.ending = Ending(
-                Reason.INITIALIZE_FAILED, SessionEnded("the server refused to initialize")
-            )
+            error = SessionEnded("the server refused to initialize")
+            self.ending = Ending(Reason.INITIALIZE_FAILED, error)
+        self._finished(call, outcome, size, now)
+
+    def _replayed(self, message: Message, now: float) -> list[Delivery[S]]:
+        replayed = Replayed.decode(message.payload)
+        self.position = max(self.position, replayed.position)
+        resumption = self._resumptions.answered_by(replayed.ticket)
+        if resumption is None:
+            self.chatter.drop("replay", "nobody asked for it")
+            return []
+        if not replayed.position:
+            return self._replay_ended(resumption, held=replayed.raw == b"held")
+        envelope = self.chatter.message(replayed.raw)
+        if envelope is not None and resumption.where is None:
+            return self._stranded(envelope, message, replayed)
+        stream = resumption.stream
+        if envelope is None or stream is None or replayed.position <= resumption.last:
+            return []
+        answers = envelope.kind is Kind.RESPONSE
+        if answers and not self._answers_to(resumption, envelope, len(replayed.raw), now):
+            self.chatter.drop("replay", "it answers another call")
+            return []
+        place = resumption.last = replayed.position
+        resumption.answered, raw = answers, one_line(replayed.raw)
+        return [Delivery(stream, raw, answers, message=message, position=place)]
+
+    def _stranded(
+        self, envelope: Envelope, message: Message, replayed: Replayed
+    ) -> list[Delivery[S]]:
+        """Take what an earlier gateway process had found no stream for."""
+        seq = number_of(replayed.position)
+        over = envelope.kind is Kind.REQUEST and not self._table.is_asked(envelope.request_id)
+        if over or seq > self._adopted:
+            return []  # answered, or it came to this process directly
+        return self._route(envelope, message, seq, replayed.raw)
+
+    def _answers_to(
+        self, resumption: Resumption[S], envelope: Envelope, size: int, now: float
+    ) -> bool:
+        """Finish the call of a stream whose answer was sent again; False for another's answer."""
+        request_id = envelope.id
+        if request_id is None or request_id is UNSET or label(request_id) != resumption.where:
+            return False
+        call = self._table.forget(request_id)  # its first copy may be on its way
+        if call is not None:
+            self._answered(call, envelope, size, now)
+            self._table.park(call)
+        return True
+
+    def _replay_ended(self, resumption: Resumption[S], *, held: bool) -> list[Delivery[S]]:
+        self._resumptions.end(resumption)
+        self._ask_agent()
+        stream, where = resumption.stream, resumption.where
+        self.hydrating &= where is not None
+        if stream is None or where is None:
+            return self.flush()
+        request_id = id_of(where)
+        if request_id is not None and not resumption.answered and not self._table.get(request_id):
+            if held:
+                return [Delivery(stream, b"", last=True)]  # the client has the answer
+            error = failures.gone()
+            raw = error_response(request_id, error)
+            return [Delivery(stream, raw, last=True, error=error)]
+        return self.flush()
+
+    def delivered(self, delivery: Delivery[S]) -> None:
+        """The bytes of a delivery were written."""
+        if delivery.call is not None:
+            self._table.unpark(delivery.call)
+        if delivery.message is not None:
+            self.link.consumed(delivery.message)
 
     def undelivered(self, delivery: Delivery[S]) -> None:
-        """Take back what its stream did not write: questions wait for the next stream.
+        """Take back what its stream did not write.
 
-        An answer has nobody left to go to.
+        Questions wait for the next stream; an answer waits with the agent.
         """
         if delivery.message is not None:
             self.link.consumed(delivery.message)
-        if delivery.last or not delivery.raw:
-            self._tell(events.Dropped, what="response", why="its client has hung up")
-            return
-        envelope = peek(delivery.raw)
-        if envelope.method != "notifications/progress":
-            self._park(envelope, delivery.raw, envelope.kind)
+        if delivery.call is not None:
+            self._table.park(delivery.call)
+        elif delivery.unnamed:
+            self._note(delivery.unnamed, None, position(delivery.unnamed))
+            self._park(peek(delivery.raw), delivery.unnamed, delivery.raw)
+        elif delivery.last:
+            self.chatter.drop("response", "its client has hung up")
 
-    def _park(self, envelope: Envelope, raw: bytes, kind: Kind) -> None:
-        if (
-            len(self._backlog) < BACKLOG_MESSAGES
-            and self._backlog_bytes + len(raw) <= BACKLOG_BYTES
-        ):
-            self._backlog.append(raw)
-            self._backlog_bytes += len(raw)
-        elif kind is Kind.REQUEST:
-            self._table.answered(_id(envelope))
+    def _park(self, envelope: Envelope, seq: int, raw: bytes) -> None:
+        if self._backlog.put(seq, raw):
+            return
+        if envelope.kind is Kind.REQUEST:
+            self._table.answered(envelope.request_id)
             self._refuse_ask(envelope, "the client has no open stream")
         else:
-            self._tell(events.Dropped, what=_method(envelope)[:64], why="no open stream")
+            self.chatter.drop(envelope.method_name, "no open stream")
 
     def _refuse_ask(self, envelope: Envelope, why: str) -> None:
-        self._tell(events.Dropped, what=_method(envelope)[:64], why=why)
-        refusal = error_response(_id(envelope), Busy(f"not asked: {why}"))
+        self.chatter.drop(envelope.method_name, why)
+        refusal = error_response(envelope.request_id, Busy(f"not asked: {why}"))
         # To a child that does not read there is no end of refusals: it gets none.
         if self.link.writable and len(refusal) <= self.link.limits.message_bytes:
             self.link.send(Channel.RPC, refusal)
 
-    def _child_log(self, payload: bytes, now: float) -> None:
-        record = _document(payload)
-        text = _text(record, "stderr")
-        self.last_words.append(text[:LAST_WORD])
-        self._unsaid += _number(record, "dropped")
-        if now - self._second >= 1:
-            self._second, self._said = now, 0
-        if self._said >= LOG_LINES_PER_S:
-            self._unsaid += 1
-            return
-        self._said += 1
-        self._tell(events.ChildLog, text=text, dropped=self._unsaid)
-        self._unsaid = 0
-
     def _agent_event(self, payload: bytes, now: float) -> list[Delivery[S]]:
-        report = _document(payload)
+        report = document(payload)
         match report.get("event"):
             case "spawned":
                 self.active = now
                 self.record.move(Step.SPAWNED)
                 self._tell(
                     events.Ready,
-                    pid=_number(report, "pid"),
+                    pid=number(report, "pid"),
                     boot_s=round(now - self.record.created, 3),
                 )
             case "spawn_failed":
-                error: GatewayError = ChildNotStarted(
-                    f"the server could not be started: {_text(report, 'message')}"
-                )
+                error = failures.not_started(report)
                 self.ending = Ending(Reason.BOOT_FAILED, error)
             case "exited":
-                self.ending = Ending(Reason.PROCESS_EXIT, _exit_error(report))
+                self.ending = Ending(Reason.PROCESS_EXIT, failures.exited(report))
             case "oversized":
                 return self._answer_too_big(report, now)
             case _:
-                self._tell(events.Dropped, what="agent event", why="of no known kind")
+                self.chatter.drop("agent event", "of no known kind")
         return []
 
     def _answer_too_big(self, report: dict[str, object], now: float) -> list[Delivery[S]]:
         """The bytes are gone and with them the id, so every running call is told the truth."""
-        error = AnswerTooBig(
-            f"the server sent a message of {_number(report, 'bytes')} bytes; the limit is "
-            f"{self.link.limits.message_bytes}. It was dropped, and with it possibly this call's "
-            "answer: ask for less, or in parts."
-        )
+        error = failures.too_big(report, self.link.limits.message_bytes)
         return [d for call in self._table.calls for d in self._end_call(call, error, now)]
 
     # Ends
 
-    def fail(self, error: GatewayError, now: float) -> list[Delivery[S]]:
-        """Answer every running call in the child's place."""
-        return [d for call in self._table.calls for d in self._end_call(call, error, now)]
+    def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> list[Delivery[S]]:
+        """Answer every running call in the child's place, or those that somebody listens for."""
+        calls = [call for call in self._table.calls if all_calls or call.stream is not None]
+        told = [d for call in calls for d in self._end_call(call, error, now)]
+        return told + [
+            Delivery(stream, error_response(id_of(where), error), last=True, error=error)
+            for stream, where in self._resumptions.unanswered()
+        ]
 
     def tick(self, now: float) -> list[Delivery[S]]:
         """Do what time demands: end calls that ran too long, call a quiet session idle."""
@@ -397,10 +531,7 @@ class Session(Generic[S]):
             return []
         if now - oldest < self._call_timeout_s:
             return []
-        error = CallTimeout(
-            f"no answer after {self._call_timeout_s:.0f} s, the longest a call of this server "
-            "may take (call_timeout)"
-        )
+        error = failures.timed_out(self._call_timeout_s)
         late = [call for call in self._table.calls if now - call.started >= self._call_timeout_s]
         return [d for call in late for d in self._end_call(call, error, now)]
 
@@ -413,6 +544,7 @@ class Session(Generic[S]):
         self._finished(call, error.reason, len(raw), now)
         if call.stream is None:
             return []
+        self._resumptions.stream_gone(call.stream)
         return [Delivery(call.stream, raw, last=True, error=error)]
 
     def _finished(self, call: Call[S], outcome: str, bytes_out: int, now: float) -> None:
@@ -432,48 +564,7 @@ class Session(Generic[S]):
         self._emit(event(session=self.record.session_id, **facts))
 
 
-def _id(envelope: Envelope) -> str | int:
-    """The id of a request; `Envelope.kind` has checked that there is one."""
-    if envelope.id is None or envelope.id is UNSET:
-        raise BadMessage("a request without an id")
-    return envelope.id
-
-
-def _method(envelope: Envelope) -> str:
-    return "" if envelope.method is UNSET else envelope.method
-
-
-def _token(params: Params) -> str | int | None:
-    if params.meta is UNSET or params.meta.progressToken is UNSET:
-        return None
-    return params.meta.progressToken
-
-
-def _document(payload: bytes) -> dict[str, object]:
-    """Read what an agent says about itself; nonsense reads as nothing."""
-    try:
-        document = json.loads(payload)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _text(report: dict[str, object], key: str) -> str:
-    value = report.get(key)
-    return sound(value[:MAX_REPORT]) if isinstance(value, str) else ""
-
-
-def _number(report: dict[str, object], key: str) -> int:
-    value = report.get(key)
-    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
-
-
-def _exit_error(report: dict[str, object]) -> ChildExited:
-    signal = _text(report, "signal")
-    code = None if signal else _number(report, "code")
-    how = f"by {signal}" if signal else f"with exit code {code}"
-    tail = _text(report, "stderr_tail").strip()
-    last = f" Its last words on stderr:\n{tail}" if tail else " It wrote nothing on stderr."
-    return ChildExited(
-        f"the server process ended {how}.{last}", exit_code=code, signal=signal or None
-    )
+def _short(request_id: str | int) -> str | int:
+    if isinstance(request_id, str) and len(request_id) > MAX_ID:
+        raise BadMessage(f"an id may have {MAX_ID} characters")
+    return request_id

@@ -5,17 +5,32 @@ credit window bounds it, and a client that does not read stops its own child and
 """
 
 import asyncio
+import contextlib
 from collections import deque
 
-from gateway.sessions.session import Delivery
+from gateway.sessions.delivery import Delivery
 
 Item = Delivery["Outbox"]
 
 
 class Outbox:
-    """Deliveries for one HTTP response, in order."""
+    """Deliveries for one HTTP response, in order.
 
-    def __init__(self) -> None:
+    Args:
+        label: names the stream in event ids, see `dyno_agent.link.resumption`.
+        since: position at which the stream begins.
+        resumable: its client comes back for the rest if it ends early.
+
+    Attributes:
+        closed: nothing will be added any more.
+        continued: another stream goes on where this one stands, and brings what lies here.
+    """
+
+    def __init__(self, label: str = "", *, since: int = 0, resumable: bool = False) -> None:
+        self.label = label
+        self.since = since
+        self.resumable = resumable
+        self.continued = False
         self._items: deque[Item] = deque()
         self._wake = asyncio.Event()
         self.closed = False
@@ -25,22 +40,45 @@ class Outbox:
         self._items.append(item)
         self._wake.set()
 
-    def put_back(self, item: Item) -> None:
-        """Return a delivery that was taken and not written, as the next one."""
-        self._items.appendleft(item)
-
     def close(self) -> None:
         """Nothing will be added any more; what lies here is still taken."""
         self.closed = True
         self._wake.set()
 
-    async def take(self) -> Item | None:
-        """Return the next delivery, or None once the outbox is closed and empty."""
+    @property
+    def ready(self) -> bool:
+        """True when something waits to be written."""
+        return bool(self._items)
+
+    @property
+    def answered(self) -> bool:
+        """True when the answer is all there is to write."""
+        return bool(self._items) and self._items[0].last
+
+    async def until_ready(self, patience_s: float) -> None:
+        """Wait until something waits to be written or the outbox is closed, for a bounded time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while not self._items and not self.closed:
+                    self._wake.clear()
+                    await self._wake.wait()
+
+    def only_answer(self) -> Item | None:
+        """Take the first delivery if it is the answer; anything else needs a stream."""
+        first = self._items[0] if self._items else None
+        return self._items.popleft() if first is not None and first.last and first.raw else None
+
+    async def head(self) -> Item | None:
+        """Wait for the next delivery and leave it here; None once closed and empty."""
         while not self._items:
             if self.closed:
                 return None
             self._wake.clear()
             await self._wake.wait()
+        return self._items[0]
+
+    def take(self) -> Item:
+        """Take out the next delivery, to write it."""
         return self._items.popleft()
 
     def rest(self) -> list[Item]:

@@ -7,11 +7,13 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
-from dyno_agent.link import Channel, CloseCode, Hello, Welcome
+from dyno_agent.link import Channel, CloseCode
+from dyno_agent.link.resumption import position
 from gateway import events
 from gateway.edge import intake, sse, streamable_http
-from tests.fakes.house import BOUND, INITIALIZE, Agent, House, hello, refusal
+from tests.fakes.house import BOUND, INITIALIZE, House, refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,7 +35,7 @@ async def test_call_that_takes_long_becomes_a_stream_that_is_kept_alive(
                 assert await response.content.readuntil(b"\n\n") == sse.COMMENT
             await agent.answer({})
             rest = (await response.content.read()).replace(sse.COMMENT, b"")
-    assert rest == sse.event(json.dumps(PONG).encode())
+    assert rest == sse.event(json.dumps(PONG).encode(), position(3), "i2")
 
 
 async def test_body_that_stalls_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +74,10 @@ async def test_session_goes_on_when_its_client_hangs_up_on_a_call(house: House) 
         assert request["id"] == 7
         async with house.http.get(f"{house.origin}/health"):
             pass  # heard after the hang-up, so the hang-up was heard
-        await agent.send(Channel.RPC, {"jsonrpc": "2.0", "id": 7, "result": {}})
-        await house.ear.until("dropped")
+        await agent.say({"jsonrpc": "2.0", "id": 7, "result": {}})
         await house.works(agent, session)
-        dropped = [event for event in house.ear.heard if isinstance(event, events.Dropped)]
-        assert [event.what for event in dropped] == ["response"]
+        finished = [e for e in house.ear.heard if isinstance(e, events.CallFinished)]
+        assert [(event.call, event.outcome) for event in finished][1:] == [("7", "ok"), ("2", "ok")]
 
 
 async def test_answer_sent_while_parted_arrives_once_after_the_redial(house: House) -> None:
@@ -84,14 +85,12 @@ async def test_answer_sent_while_parted_arrives_once_after_the_redial(house: Hou
         async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
             call = group.create_task(house.post(PING, session))
             assert json.loads((await agent.receive()).payload) == PING
-            agent.socket.transport.abort()
-            agent.end.detach()
+            agent.cut()
             agent.end.send(Channel.RPC, json.dumps(PONG).encode())
-            again = await redial(house, agent)
+            await house.resume(agent)
         assert await call.result().json() == PONG
-        await house.works(again, session)
-        await again.socket.close()
-    names = [event.name for event in house.ear.heard]
+        await house.works(agent, session)
+    names = house.ear.names()
     assert names.index("parted") < names.index("resumed")
 
 
@@ -112,33 +111,16 @@ async def test_message_whose_writing_failed_does_not_stop_the_link(
             note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {}}
             await agent.send(Channel.RPC, note)
             await call
-        await agent.send(Channel.RPC, PONG)
+        await agent.say(PONG)
         await agent.send(Channel.EVENT, {"event": "of a later version"})  # acknowledged at once
-        while not agent.end.settled:
-            data = await agent.socket.recv()
-            assert isinstance(data, bytes)
-            agent.end.receive(data, 0.0)
-
-
-async def redial(house: House, agent: Agent) -> Agent:
-    """Resume with the secret whose hash the join told, and send what is owed."""
-    launches = [event for event in house.ear.heard if isinstance(event, events.Launching)]
-    socket = await house.dial(f"rr_{launches[-1].launch}.first")
-    joined = hello("first")
-    await socket.send(Hello("resume", joined.boot_id, joined.proof, agent.end.received).encode())
-    answer = await socket.recv()
-    assert isinstance(answer, str)
-    again = Agent(socket, Welcome.decode(answer), agent.end)
-    await again.flush()
-    return again
+        await agent.until(lambda: agent.end.settled)
 
 
 async def test_resume_with_another_secret_is_refused(house: House) -> None:
     async with house.honest() as (agent, session):
-        launches = [event for event in house.ear.heard if isinstance(event, events.Launching)]
         for secret in ("", "second", "FIRST"):
-            with pytest.raises(Exception, match="401"):
-                await house.dial(f"rr_{launches[-1].launch}.{secret}")
+            with pytest.raises(InvalidStatus, match="401"):
+                await house.dial(f"rr_{agent.launch_id}.{secret}", capsule=agent.welcome.capsule)
         await house.works(agent, session)
 
 

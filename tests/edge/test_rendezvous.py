@@ -18,11 +18,24 @@ from dyno_agent.link import (
     Channel,
     CloseCode,
     Hello,
+    Limits,
 )
 from dyno_agent.link.frames import MAX_FRAME_BYTES, Frame, FrameType, encode
-from dyno_agent.link.limits import HANDSHAKE_BYTES
+from dyno_agent.link.limits import FRAGMENT_BYTES, HANDSHAKE_BYTES
 from gateway.rendezvous import endpoint as rendezvous
-from tests.fakes.house import BOUND, INITIALIZE, KEY, House, close_code, hello, refusal, token_of
+from gateway.sessions.manager import Terms
+from tests.fakes.house import (
+    BOUND,
+    INITIALIZE,
+    KEY,
+    SECRET,
+    House,
+    close_code,
+    hello,
+    opened,
+    refusal,
+    token_of,
+)
 
 TOO_BIG = 1009
 """RFC 6455, 7.4.1: the WebSocket library refuses such a frame before we see it."""
@@ -198,20 +211,21 @@ async def test_second_process_learns_nothing_of_the_child(house: House) -> None:
 
 async def test_same_process_may_join_again_when_its_welcome_was_lost(house: House) -> None:
     async with house.asked() as (order, call):
-        await house.join(order, "first")
+        lost = await house.dial(token_of(order))
+        await lost.send(hello("first").encode())
+        await lost.recv()
         agent = await house.join(order, "first")
         assert (agent.welcome.epoch, agent.welcome.child is not None) == (2, True)
         await agent.send(Channel.EVENT, {"event": "spawned", "pid": 1})
         await agent.answer({})
     assert call.result().status == 200
-    await agent.socket.close()
 
 
 # -- after the handshake --------------------------------------------------------------------------
 
 
 def data(seq: int, ack: int = 0) -> bytes:
-    return encode(Frame(FrameType.DATA, True, Channel.EVENT, seq, ack, b"{}"))
+    return encode(Frame(FrameType.DATA, True, True, Channel.EVENT, seq, ack, b"{}"))
 
 
 ATTACKS: dict[str, tuple[str | bytes, int]] = {
@@ -237,7 +251,72 @@ async def test_bad_frame_ends_its_session_as_a_breach_and_no_other(
             assert await close_code(agent.socket) == code
             assert await house.ear.closed(order) == "breach"
         assert await refusal(call.result()) == (502, -32603, "session_ended", 1)
+        assert len(house.ear.breaches(order)) == 1
         await house.works(bystander, session)
+
+
+SMALL = Limits(
+    message_bytes=100_000, window_bytes=200_000, window_frames=8, ack_bytes=10_000, ack_frames=2
+)
+
+
+def part(seq: int, channel: Channel, size: int, *, start: bool = False) -> bytes:
+    """A fragment of a message that does not end."""
+    return encode(Frame(FrameType.DATA, start, False, channel, seq, 0, b"x" * size))
+
+
+EXCESSES: dict[str, tuple[list[bytes], int]] = {
+    "window-bytes": (
+        [
+            part(2 * number + half, lane, FRAGMENT_BYTES // 2, start=half == 1)
+            for number, lane in enumerate((Channel.RPC, Channel.LOG, Channel.EVENT, Channel.REPLAY))
+            for half in (1, 2)
+        ],
+        CloseCode.WINDOW_EXCEEDED,
+    ),
+    "window-frames": (
+        [part(seq, Channel.RPC, 1, start=seq == 1) for seq in range(1, SMALL.window_frames + 2)],
+        CloseCode.WINDOW_EXCEEDED,
+    ),
+    "message-bytes": (
+        [part(seq, Channel.RPC, FRAGMENT_BYTES, start=seq == 1) for seq in (1, 2)],
+        CloseCode.MESSAGE_TOO_BIG,
+    ),
+    "begun-twice": (
+        [part(seq, Channel.RPC, 1, start=True) for seq in (1, 2)],
+        CloseCode.PROTOCOL_VIOLATION,
+    ),
+    "never-begun": ([part(1, Channel.RPC, 1)], CloseCode.PROTOCOL_VIOLATION),
+}
+
+
+@pytest.mark.parametrize(("frames", "code"), EXCESSES.values(), ids=list(EXCESSES))
+async def test_excess_is_closed_with_a_code_of_its_own_and_logged_as_a_breach(
+    frames: list[bytes], code: int
+) -> None:
+    async with opened(terms=Terms("http://127.0.0.1", SECRET, 10, limits=SMALL)) as house:
+        bystander, session = await house.booted()
+        async with house.asked() as (order, call):
+            agent = await house.join(order)
+            for frame in frames:
+                await agent.socket.send(frame)
+            assert await close_code(agent.socket) == code
+            assert await house.ear.closed(order) == "breach"
+        assert await refusal(call.result()) == (502, -32603, "session_ended", 1)
+        assert len(house.ear.breaches(order)) == 1
+        assert house.ear.breaches(bystander) == []
+        await house.works(bystander, session)
+
+
+@pytest.mark.parametrize(
+    "code", [CloseCode.PROTOCOL_VIOLATION, CloseCode.WINDOW_EXCEEDED, CloseCode.MESSAGE_TOO_BIG]
+)
+def test_agent_that_broke_the_rules_is_not_asked_back(code: CloseCode) -> None:
+    assert not code.retriable
+
+
+def test_agent_of_a_gateway_that_leaves_is_asked_back() -> None:
+    assert CloseCode.DRAIN.retriable
 
 
 async def test_claim_to_hold_what_was_never_sent_ends_the_session_as_a_breach(

@@ -18,7 +18,6 @@ class RecordingLauncher:
 
     name = "fake"
     boot_timeout_s = 30.0
-    grace_s = 10.0
     poll_s = 0.25
 
     def __init__(self) -> None:
@@ -39,4 +38,4 @@ class RecordingLauncher:
         return []
 
     async def aclose(self) -> None:
-        """Nothing is left. See `Launcher.aclose`."""
+        """Nothing is held. See `Launcher.aclose`."""

@@ -2,9 +2,10 @@
 
 A state machine drives both ends: it sends on every channel, delivers frame by frame, consumes in
 any order or not at all, cuts the wire with frames in flight, lets frames that a socket had already
-taken arrive late, loses a WELCOME, and moves the clock. A second, much simpler account of what each
+taken arrive late, loses a WELCOME, and moves the clock. At any moment the gateway's end crashes and
+a fresh one adopts the link from what the agent tells. A second, much simpler account of what each
 side holds (`Inbound`) judges the endpoints. Every run ends with a healed wire, on which all that
-was sent must arrive and settle.
+was sent must arrive and settle, but for what had died with a gateway.
 
 HYPOTHESIS_PROFILE=nightly runs a longer, random search; the default one is the same every time.
 """
@@ -27,17 +28,17 @@ from hypothesis.stateful import (
 
 from dyno_agent.link import Channel, Endpoint, Limits, LinkLost, Message
 from dyno_agent.link.frames import Frame, FrameType, decode
-from dyno_agent.link.limits import FRAGMENT_BYTES
+from dyno_agent.link.limits import FRAGMENT_BYTES, REPLAY_HEAD_BYTES
 
 PROFILES = {
-    "default": settings(max_examples=300, stateful_step_count=60, derandomize=True, database=None),
+    "default": settings(max_examples=600, stateful_step_count=60, derandomize=True, database=None),
     "nightly": settings(max_examples=5000, stateful_step_count=100, print_blob=True),
 }
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 LIMITS = Limits(
     message_bytes=200_000,
-    window_bytes=200_000 + FRAGMENT_BYTES,
+    window_bytes=200_000 + REPLAY_HEAD_BYTES + FRAGMENT_BYTES,
     window_frames=8,
     ack_bytes=100_000,
     ack_frames=3,
@@ -52,19 +53,33 @@ side_names = st.sampled_from(SIDES)
 counts = st.integers(0, 6)
 
 
+NEVER = 2**64
+"""Above every sequence number."""
+
+
 class Inbound:
     """What one side must have been given and may acknowledge: the plain account of a direction."""
 
     def __init__(self) -> None:
         self.sent: dict[Channel, list[bytes]] = {lane: [] for lane in Channel}
         self.arrived = dict.fromkeys(Channel, 0)
-        self.consumed = 0
+        self.due = 0  # messages that the living sender was handed
+        self.consumed = 0  # of those
+        self.floor = 0  # up to here frames are of a sender that is dead
+        self.lost_before = dict.fromkeys(
+            Channel, 0
+        )  # what is not here yet, up to here, never comes
         self.received = 0
         self.open: dict[Channel, list[int]] = {lane: [] for lane in Channel}
         self.frames_of: dict[int, list[int]] = {}  # whole messages, by first frame
         self.outstanding: set[int] = set()  # frames of messages not yet consumed
         self.messages: list[Message] = []  # handed out, not consumed
+        self.taken_over: set[int] = set()  # first frames of all that was ever consumed
         self.known: dict[int, Frame] = {}
+
+    def send(self, lane: Channel, payload: bytes) -> None:
+        self.sent[lane].append(payload)
+        self.due += 1
 
     def expects(self, frame: Frame) -> bytes | None:
         """Book a frame; return the message that it must complete."""
@@ -72,8 +87,10 @@ class Inbound:
             return None
         self.received += 1
         assert frame.seq == self.received
-        self.outstanding.add(frame.seq)
         seqs = self.open[frame.channel]
+        if not seqs and not frame.start:
+            return None  # the end of what a dead receiver has taken over
+        self.outstanding.add(frame.seq)
         seqs.append(frame.seq)
         if not frame.fin:
             return None
@@ -84,7 +101,8 @@ class Inbound:
     def consume(self, index: int) -> Message:
         message = self.messages.pop(index % len(self.messages))
         self.outstanding.difference_update(self.frames_of.pop(message.key))
-        self.consumed += 1
+        self.taken_over.add(message.key)
+        self.consumed += message.key > self.floor
         return message
 
     @property
@@ -93,7 +111,7 @@ class Inbound:
 
     @property
     def all_consumed(self) -> bool:
-        return self.consumed == sum(map(len, self.sent.values()))
+        return self.consumed == self.due
 
     def sees(self, frame: Frame) -> None:
         """A replayed frame is the frame that was sent before, whatever its acknowledgement."""
@@ -101,15 +119,59 @@ class Inbound:
             first = self.known.setdefault(frame.seq, frame)
             assert frame._replace(ack=0) == first._replace(ack=0)
 
+    # When one end dies
+
+    def sender_dies(self) -> None:
+        """What is on its way may still come; what is sent from now on counts anew."""
+        self.due = self.consumed = 0
+        self.floor = NEVER
+        self.lost_before = {lane: len(sent) for lane, sent in self.sent.items()}
+
+    def hears_of_the_death(self) -> None:
+        """What did not arrive as a whole never will, and its numbers are used again."""
+        for lane, seqs in self.open.items():
+            self.outstanding.difference_update(seqs)
+            seqs.clear()
+            del self.sent[lane][self.arrived[lane] : self.lost_before[lane]]
+        self.lost_before = dict.fromkeys(Channel, 0)
+        self.floor = self.received
+        self.known = {seq: frame for seq, frame in self.known.items() if seq <= self.received}
+
+    def receiver_is_new(self, confirmed: int) -> None:
+        """Everything that the dead one has not taken over comes again, and nothing confirmed."""
+        self.received = confirmed
+        self.outstanding.clear()
+        self.frames_of.clear()
+        self.messages.clear()
+        self.consumed = 0
+        for lane in Channel:
+            self.open[lane].clear()
+            begun = [
+                frame.seq
+                for frame in self.known.values()
+                if frame.channel is lane and frame.start and frame.seq <= confirmed
+            ]
+            assert self.taken_over.issuperset(begun)
+            self.arrived[lane] = len(begun)
+            self.consumed += len(begun)
+
 
 class Side:
     """One endpoint, what is on its way to it, and the account of it."""
 
     def __init__(self, now: float) -> None:
-        self.endpoint = Endpoint(LIMITS, now=now)
         self.inbound = Inbound()
-        self.coming: deque[bytes] = deque()
         self.late: deque[bytes] = deque()
+        self.coming: deque[bytes] = deque()
+        self.taken: dict[Channel, list[bytes]] = {}
+        self.endpoint = self.born(now)
+
+    def born(self, now: float) -> Endpoint:
+        self.taken = {lane: [] for lane in Channel}
+        return Endpoint(LIMITS, now=now, on_taken=self.was_taken)
+
+    def was_taken(self, message: Message) -> None:
+        self.taken[message.channel].append(message.payload)
 
     def take(self, data: bytes, now: float) -> None:
         expected = self.inbound.expects(decode(data))
@@ -130,12 +192,17 @@ class LinkMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.wired = False
+        self.fresh = False  # the gateway's end knows nothing of the link yet
         self.serial = 0
         self.sides = {name: Side(self.now) for name in SIDES}
 
     @initialize()
     def first_attachment(self) -> None:
         self.redial(self.sides["agent"].endpoint.received)
+
+    @property
+    def ends(self) -> tuple[Side, Side]:
+        return self.sides["agent"], self.sides["gateway"]
 
     def other(self, name: str) -> Side:
         return self.sides["gateway" if name == "agent" else "agent"]
@@ -147,7 +214,7 @@ class LinkMachine(RuleBasedStateMachine):
         self.serial += 1
         start = self.serial * 7919 % (len(NOISE) - size)
         payload = NOISE[start : start + size]
-        self.other(name).inbound.sent[lane].append(payload)
+        self.other(name).inbound.send(lane, payload)
         self.sides[name].endpoint.send(lane, payload)
 
     @rule(name=side_names)
@@ -179,6 +246,17 @@ class LinkMachine(RuleBasedStateMachine):
         while self.sides[name].inbound.messages:
             self.consume(name, 0)
 
+    @rule(name=side_names, lane=st.sampled_from(Channel), size=st.sampled_from(SIZES))
+    def fill(self, name: str, lane: Channel, size: int) -> None:
+        """Send more than the window takes, and let all of it arrive that may."""
+        for _ in range(LIMITS.window_frames):
+            self.send(name, lane, size)
+        self.flush(name)
+        if self.wired:
+            other = self.other(name)
+            while other.coming:
+                other.take(other.coming.popleft(), self.now)
+
     # Attachments and time
 
     @precondition(lambda self: self.wired)
@@ -198,7 +276,41 @@ class LinkMachine(RuleBasedStateMachine):
         self.sides[name].take_late(len(self.sides[name].late), self.now)
         self.sides[name].endpoint.detach()
 
-    @precondition(lambda self: not self.wired)
+    @rule(in_agents_socket=counts)
+    def crash(self, in_agents_socket: int) -> None:
+        """The gateway's process is gone with all that it held, and another one starts."""
+        if self.wired:
+            self.cut(in_agents_socket, 0)
+        agent, gateway = self.ends
+        gateway.endpoint = gateway.born(self.now)
+        gateway.late.clear()
+        gateway.inbound.messages.clear()
+        agent.inbound.sender_dies()
+        self.fresh = True
+
+    @precondition(lambda self: not self.wired and self.fresh)
+    @rule(late=counts, answer=st.sampled_from(("lost", "journal lost", "heard")))
+    def adopt(self, late: int, answer: str) -> None:
+        """The agent dials the new process, which knows what it is told and nothing else."""
+        agent, gateway = self.ends
+        agent.take_late(late, self.now)
+        agent.late.clear()
+        agent.endpoint.detach()
+        hello, confirmed = agent.endpoint.received, agent.endpoint.confirmed
+        gateway.endpoint.adopt(hello, confirmed, agent.endpoint.held)
+        if answer == "lost":
+            return
+        agent.endpoint.peer_restarted()
+        agent.inbound.hears_of_the_death()
+        agent.endpoint.attach(gateway.endpoint.received, self.now)
+        if answer == "journal lost":
+            self.flush("agent")
+            return
+        gateway.endpoint.attach(hello, self.now)
+        gateway.inbound.receiver_is_new(confirmed)
+        self.fresh, self.wired = False, True
+
+    @precondition(lambda self: not self.wired and not self.fresh)
     @rule(before=counts, after=counts, gateways=counts, welcome_is_lost=st.booleans())
     def redial_late(self, before: int, after: int, gateways: int, *, welcome_is_lost: bool) -> None:
         """Read some late frames before the HELLO is built and some after it."""
@@ -262,13 +374,38 @@ class LinkMachine(RuleBasedStateMachine):
     @invariant()
     def settled_means_consumed_by_the_peer(self) -> None:
         for name, side in self.sides.items():
-            if side.endpoint.settled:
+            if side.endpoint.settled and not (name == "gateway" and self.fresh):
                 assert self.other(name).inbound.all_consumed
 
     @invariant()
     def received_is_what_arrived(self) -> None:
-        for side in self.sides.values():
-            assert side.endpoint.received == side.inbound.received
+        agent, gateway = self.ends
+        assert agent.endpoint.received == agent.inbound.received
+        assert self.fresh or gateway.endpoint.received == gateway.inbound.received
+
+    @invariant()
+    def sender_knows_what_was_taken_over_and_what_may_not_have_been(self) -> None:
+        """The agent's memory lives on this: it has the same order as what was sent."""
+        agent, gateway = self.ends
+        for lane in Channel:
+            sent, taken = gateway.inbound.sent[lane], agent.taken[lane]
+            unsure = agent.endpoint.unconfirmed(lane)
+            known = taken + [message.payload for message in unsure]
+            assert known == sent[: len(known)]
+            assert agent.endpoint.taken(lane) == len(taken)
+            assert [message.key for message in unsure] == sorted(
+                frame.seq
+                for frame in gateway.inbound.known.values()
+                if frame.start and frame.channel is lane
+            )[len(taken) :]
+
+    @invariant()
+    def confirmed_is_never_more_than_was_taken_over(self) -> None:
+        agent, gateway = self.ends
+        confirmed = agent.endpoint.confirmed
+        for frame in gateway.inbound.known.values():
+            if frame.start and frame.seq <= confirmed:
+                assert frame.seq in gateway.inbound.taken_over
 
     def teardown(self) -> None:
         """On a wire that holds, everything arrives and settles."""
@@ -276,7 +413,10 @@ class LinkMachine(RuleBasedStateMachine):
             self.cut(*(len(side.coming) for side in self.sides.values()))
         for name in SIDES:
             self.notice_the_cut(name)
-        self.redial_late(0, 0, 0, welcome_is_lost=False)
+        if self.fresh:
+            self.adopt(0, "heard")
+        else:
+            self.redial_late(0, 0, 0, welcome_is_lost=False)
         before, progress = -1, self.progress()
         while progress > before:
             self.round_trip()
@@ -285,6 +425,10 @@ class LinkMachine(RuleBasedStateMachine):
             assert side.inbound.all_consumed
             assert side.endpoint.settled
             assert side.endpoint._held_bytes == side.endpoint._unacked_bytes == 0
+            assert side.endpoint._held_frames == 0
+            assert side.endpoint._inherited == (0, 0)
+        agent, gateway = self.ends
+        assert agent.taken == gateway.inbound.sent
 
     def progress(self) -> int:
         """Count frames sent, received, acknowledged, and messages consumed: it only grows."""
@@ -435,3 +579,131 @@ def test_source_is_told_to_stop_while_a_largest_message_would_not_fit() -> None:
     for data in receiver.tick(LIMITS.heartbeat_s):
         sender.receive(data, LIMITS.heartbeat_s)
     assert (before, sender.writable) == (False, True)
+
+
+def restarted(agent: Endpoint) -> Endpoint:
+    """Return a fresh gateway's end that has adopted the link of this agent."""
+    gateway = Endpoint(LIMITS, now=1.0)
+    agent.detach()
+    gateway.adopt(agent.received, agent.confirmed, agent.held)
+    agent.peer_restarted()
+    agent.attach(gateway.received, 1.0)
+    gateway.attach(agent.received, 1.0)
+    return gateway
+
+
+@pytest.mark.parametrize(("size", "fits"), [(1, LIMITS.window_frames), (FRAGMENT_BYTES, 4)])
+def test_fresh_end_does_not_exceed_a_window_that_the_lost_one_had_filled(
+    size: int, fits: int
+) -> None:
+    agent, gateway = pair()
+    for _ in range(fits):
+        gateway.send(Channel.CMD, bytes(size))
+    held = carry(gateway, agent)
+    fresh = restarted(agent)
+    fresh.send(Channel.CMD, bytes(size))
+    before = carry(fresh, agent)
+    for message in held:
+        agent.consumed(message)
+    carry(agent, fresh)
+    assert (len(held), before, len(carry(fresh, agent))) == (fits, [], 1)
+
+
+def test_credit_of_a_lost_end_is_charged_until_all_of_it_is_acknowledged() -> None:
+    """An acknowledgement of a part says nothing about how large that part was."""
+    agent, gateway = pair()
+    for _ in range(LIMITS.window_frames):
+        gateway.send(Channel.CMD, b"{}")
+    held = carry(gateway, agent)
+    fresh = restarted(agent)
+    for message in held[:-1]:
+        agent.consumed(message)
+    carry(agent, fresh)
+    fresh.send(Channel.CMD, b"{}")
+    assert carry(fresh, agent) == []
+
+
+def exchange(sender: Endpoint, receiver: Endpoint) -> None:
+    """Let one message be taken over, and whatever is due come back."""
+    sender.send(Channel.RPC, b"{}")
+    for message in carry(sender, receiver):
+        receiver.consumed(message)
+    carry(receiver, sender)
+
+
+def test_probe_is_answered_at_once_by_what_is_consumed() -> None:
+    sender, receiver = pair()
+    exchange(sender, receiver)  # a new attachment tells the first news at once anyway
+    exchange(sender, receiver)
+    before = sender.settled
+    sender.probe()
+    carry(sender, receiver)
+    carry(receiver, sender)
+    assert (before, sender.settled) == (False, True)
+
+
+def test_probe_is_answered_as_soon_as_its_message_is_consumed() -> None:
+    sender, receiver = pair()
+    exchange(sender, receiver)
+    sender.send(Channel.RPC, b"{}")
+    sender.probe()
+    (message,) = carry(sender, receiver)
+    receiver.consumed(message)
+    carry(receiver, sender)
+    assert sender.settled
+
+
+def test_probe_is_news_until_it_is_sent_once() -> None:
+    sender, _ = pair()
+    before = sender.has_news
+    sender.probe()
+    assert (before, sender.has_news) == (False, True)
+    assert [decode(data).type for data in sender.frames_to_send(0.0)] == [FrameType.HEARTBEAT]
+    assert not sender.has_news
+
+
+def test_ordinal_tells_when_a_message_was_taken_over() -> None:
+    sender, receiver = pair()
+    ordinals = [sender.send(Channel.RPC, b"{}") for _ in range(2)]
+    sender.send(Channel.CMD, b"{}")
+    messages = carry(sender, receiver)
+    for message in messages[:2]:  # the command goes first
+        receiver.consumed(message)
+    receiver.probe()
+    carry(receiver, sender)
+    assert (ordinals, sender.taken(Channel.RPC), sender.taken(Channel.CMD)) == ([1, 2], 1, 1)
+    assert [message.key for message in sender.unconfirmed(Channel.RPC)] == [3]
+
+
+def test_replays_go_before_what_is_new_and_after_commands_and_events() -> None:
+    sender, receiver = pair()
+    for lane in (Channel.RPC, Channel.REPLAY, Channel.EVENT):
+        sender.send(lane, b"{}")
+    order = [message.channel for message in carry(sender, receiver)]
+    assert order == [Channel.EVENT, Channel.REPLAY, Channel.RPC]
+
+
+def test_peak_is_the_most_that_either_direction_held() -> None:
+    sender, receiver = pair()
+    for _ in range(2):
+        sender.send(Channel.RPC, bytes(1000))
+        for message in carry(sender, receiver):
+            receiver.consumed(message)
+        for data in receiver.tick(LIMITS.heartbeat_s):
+            sender.receive(data, 0.0)
+    assert (receiver.peak_bytes, 1000 <= sender.peak_bytes < 2000) == (1000, True)
+
+
+def test_link_goes_on_after_a_crash_in_the_middle_of_a_message() -> None:
+    """What will never be whole holds back no acknowledgement, and takes no room."""
+    agent, gateway = pair()
+    gateway.send(Channel.RPC, bytes(LIMITS.message_bytes))
+    for data in gateway.frames_to_send(0.0)[:-1]:
+        agent.receive(data, 0.0)
+    fresh = restarted(agent)
+    carry(agent, fresh)  # its first frame acknowledges what will never be whole
+    fresh.send(Channel.RPC, bytes(LIMITS.message_bytes))
+    (message,) = carry(fresh, agent)
+    agent.consumed(message)
+    carry(agent, fresh)
+    assert (fresh.settled, agent.held) == (True, (0, 0))

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyno_agent.link import ChildSpec, Hello, Limits, ProtocolViolation, Welcome
-from dyno_agent.link.limits import HANDSHAKE_BYTES, WELCOME_BYTES
+from dyno_agent.link.limits import CAPSULE_BYTES, HANDSHAKE_BYTES, WELCOME_BYTES
 
-HELLO = Hello("join", "b" * 32, "c" * 64, 7, "0.1.0", "3.11.7", "run.4711")
+HELLO = Hello("join", "b" * 32, "c" * 64, 7, 5, 300, 2, "0.1.0", "3.11.7", "run.4711")
 CHILD = ChildSpec(("npx", "-y", "server"), {"KEY": "välue"}, "/app")
-WELCOME = Welcome(3, 12, Limits(message_bytes=1000, window_bytes=1_000_000), 300.0, 10.0, CHILD)
+WELCOME = Welcome(
+    3, 12, Limits(message_bytes=1000, window_bytes=1_000_000), 300.0, 10.0, CHILD, True, "sealed"
+)
 
 long_text = "x" * 65
 BAD_HELLOS: dict[str, list[object]] = {
@@ -21,6 +23,9 @@ BAD_HELLOS: dict[str, list[object]] = {
     "boot_id": [None, 1, long_text, ["b"], {}],
     "proof": [None, 1, long_text, ["c"], {}],
     "received": [-1, 2**63, 1.0, True, "1", None],
+    "confirmed": [-1, 2**63, 1.0, True, "1", None],
+    "held_bytes": [-1, 2**63, 1.0, True, "1", None],
+    "held_frames": [-1, 2**63, 1.0, True, "1", None],
     "agent": [None, 1, long_text],
     "python": [None, 3.11, long_text],
     "dyno": [None, 1, long_text],
@@ -31,6 +36,7 @@ BAD_WELCOMES: dict[str, list[object]] = {
     "limits": [None, [], "big", {"message_bytes": 2**40}, {"window_frames": "many"}],
     "orphan_s": [None, "long", [], 10**400],
     "grace_s": [None, "long", [], 10**400],
+    "capsule": [None, 1, ["sealed"], {}, "x" * (CAPSULE_BYTES + 1)],
     "child": [[], "npx", 5, {}, {"argv": ["a"]}, {"argv": ["a"], "env": []}, {"argv": 1}],
 }
 
@@ -65,6 +71,9 @@ def test_hello_is_this_document() -> None:
         "boot_id": "b" * 32,
         "proof": "c" * 64,
         "received": 7,
+        "confirmed": 5,
+        "held_bytes": 300,
+        "held_frames": 2,
         "agent": "0.1.0",
         "python": "3.11.7",
         "dyno": "run.4711",
@@ -87,6 +96,8 @@ def test_welcome_is_this_document() -> None:
         "orphan_s": 300.0,
         "grace_s": 10.0,
         "child": {"argv": ["npx", "-y", "server"], "env": {"KEY": "välue"}, "cwd": "/app"},
+        "fresh": True,
+        "capsule": "sealed",
     }
 
 
@@ -95,7 +106,7 @@ def test_hello_with_keys_of_a_later_version_is_read() -> None:
 
 
 def test_welcome_with_keys_of_a_later_version_is_read() -> None:
-    assert Welcome.decode(altered(WELCOME.encode(), capsule="sealed", later={})) == WELCOME
+    assert Welcome.decode(altered(WELCOME.encode(), features=[], later={})) == WELCOME
 
 
 @pytest.mark.parametrize("inner", ["limits", "child"])
@@ -123,6 +134,25 @@ def test_welcome_without_a_needed_key_is_refused(key: str) -> None:
     del document[key]
     with pytest.raises(ProtocolViolation):
         Welcome.decode(json.dumps(document))
+
+
+def without(text: str, *keys: str) -> str:
+    return json.dumps({key: value for key, value in json.loads(text).items() if key not in keys})
+
+
+def test_hello_of_an_agent_that_confirms_nothing_is_read() -> None:
+    older = without(HELLO.encode(), "confirmed", "held_bytes", "held_frames")
+    assert Hello.decode(older) == replace(HELLO, confirmed=0, held_bytes=0, held_frames=0)
+
+
+def test_welcome_of_a_gateway_without_capsules_is_read() -> None:
+    older = without(WELCOME.encode(), "fresh", "capsule")
+    assert Welcome.decode(older) == replace(WELCOME, fresh=False, capsule="")
+
+
+def test_capsule_of_the_largest_size_is_carried() -> None:
+    welcome = replace(WELCOME, capsule="x" * CAPSULE_BYTES)
+    assert Welcome.decode(welcome.encode()) == welcome
 
 
 def test_hello_without_a_kind_is_refused() -> None:
@@ -153,6 +183,10 @@ def test_document_may_be_as_large_as_its_limit_and_no_larger(
 
 def test_secrets_of_the_child_are_not_in_its_repr() -> None:
     assert "välue" not in repr(WELCOME)
+
+
+def test_capsule_is_not_in_the_repr() -> None:
+    assert "sealed" not in repr(WELCOME)
 
 
 values = st.recursive(

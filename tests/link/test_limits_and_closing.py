@@ -7,16 +7,21 @@ from dyno_agent.link.closing import is_retriable
 
 MIB = 1024 * 1024
 FRAGMENT = 64 * 1024
+HEAD = 16
 
 # (what fits exactly, what is one step too far), by the relation between them
 EDGES: dict[str, tuple[dict[str, float], dict[str, float]]] = {
-    "a window holds one message and a fragment": (
-        {"message_bytes": MIB, "window_bytes": MIB + FRAGMENT},
-        {"message_bytes": MIB, "window_bytes": MIB + FRAGMENT - 1},
+    "a window holds one message that is sent again and a fragment": (
+        {"message_bytes": MIB, "window_bytes": MIB + HEAD + FRAGMENT},
+        {"message_bytes": MIB, "window_bytes": MIB + HEAD + FRAGMENT - 1},
     ),
-    "frames hold one message and one more": (
+    "frames hold one message that is sent again and one more": (
+        {"message_bytes": 16 * MIB - HEAD, "window_frames": 257},
+        {"message_bytes": 16 * MIB - HEAD, "window_frames": 256},
+    ),
+    "the head of what is sent again may take a frame of its own": (
+        {"message_bytes": 16 * MIB, "window_frames": 258},
         {"message_bytes": 16 * MIB, "window_frames": 257},
-        {"message_bytes": 16 * MIB, "window_frames": 256},
     ),
     "two acknowledgements a window in frames": (
         {"window_frames": 4096, "ack_frames": 2048},
@@ -59,11 +64,14 @@ def test_defaults_are_those_of_the_design() -> None:
 def test_close_codes_keep_their_numbers() -> None:
     assert {code.name: code.value for code in CloseCode} == {
         "NORMAL": 1000,
+        "DRAIN": 4000,
         "HEARTBEAT_LOST": 4001,
         "BAD_TOKEN": 4501,
         "PROTOCOL_VIOLATION": 4502,
         "REPLAYED_TOKEN": 4503,
         "SESSION_ENDED": 4504,
+        "WINDOW_EXCEEDED": 4505,
+        "MESSAGE_TOO_BIG": 4506,
     }
 
 
@@ -74,7 +82,8 @@ def test_sentence_fits_into_a_close_frame(code: CloseCode) -> None:
 
 @pytest.mark.parametrize("code", CloseCode)
 def test_code_and_number_agree_on_redialling(code: CloseCode) -> None:
-    assert code.retriable == is_retriable(int(code)) == (code is CloseCode.HEARTBEAT_LOST)
+    again = code in (CloseCode.DRAIN, CloseCode.HEARTBEAT_LOST)
+    assert code.retriable == is_retriable(int(code)) == again
 
 
 @pytest.mark.parametrize("code", [1001, 1006, 1009, 1011, 1012, 1013, 4000, 4001, 4499, 5000])
@@ -82,6 +91,6 @@ def test_agent_dials_again_after(code: int) -> None:
     assert is_retriable(code)
 
 
-@pytest.mark.parametrize("code", [1000, 4500, 4501, 4502, 4503, 4504, 4999])
+@pytest.mark.parametrize("code", [1000, 4500, 4501, 4502, 4503, 4504, 4505, 4506, 4999])
 def test_agent_leaves_after(code: int) -> None:
     assert not is_retriable(code)

@@ -15,6 +15,7 @@ import inspect
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,7 +47,14 @@ START_BOUND = 20.0
 """Seconds until /health answers; the interpreter and its imports on a busy two-core machine."""
 
 STOP_BOUND = 35.0
-"""Seconds from SIGTERM to exit: above the 25 s a gateway may take to drain."""
+"""Seconds from SIGTERM or SIGINT to exit: above the 25 s a gateway may take to drain."""
+
+GRACE = 60
+"""LINK_GRACE_S unless a test says otherwise: agents that a failed test leaves go by themselves."""
+
+PORTS = range(20_000, 32_000)
+"""Below those that the kernel gives away: a gateway that is down for a while gets its port again,
+and an agent that dials it meanwhile cannot be connected with itself."""
 
 UNTIL_BOUND = 15.0
 """Seconds for a state of the operating system that is due at once."""
@@ -63,10 +71,12 @@ RUNNING = pytest.StashKey[list["GatewayProcess"]]()
 
 
 class GatewayProcess:
-    """One `gateway serve` with its own port, key, servers file, log and run marker.
+    """One deployment of `gateway serve`: its own port, keys, servers file, log and run marker.
 
-    Entering waits for /health. Leaving sends SIGTERM and asserts that the exit code is 0 and that
-    no process of the run is left.
+    Entering waits for /health. Leaving sends SIGINT, which ends every session, and asserts that
+    the exit code is 0 and that nothing of the run is left, neither a process nor a dyno's folder.
+    Between the two a test may end the process with `stop` or `kill`, and start the next one with
+    `restart`; a test that starts none says itself what has to be left, and leaving cleans up.
     """
 
     def __init__(
@@ -77,11 +87,14 @@ class GatewayProcess:
     ) -> None:
         self.run = secrets.token_hex(12)
         self.key = secrets.token_urlsafe(24)
+        self._secret = secrets.token_urlsafe(32)
         self.port = _free_port()
         self.origin = f"http://127.0.0.1:{self.port}"
         self._servers_file = folder / f"servers-{self.run}.json"
         self._log_file = folder / f"gateway-{self.run}.log"
         self._servers_file.write_text(json.dumps(self._with_marker(servers)), encoding="utf-8")
+        self._scratch = folder / f"tmp-{self.run}"
+        self._scratch.mkdir()
         self._settings = dict(settings or {})
         self._seen: set[psutil.Process] = set()
         self._process: subprocess.Popen[bytes] | None = None
@@ -112,11 +125,10 @@ class GatewayProcess:
     # -- life ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._spawn()
         try:
-            await self.until(self._answers_health, "/health answers 200", within=START_BOUND)
+            await self.restart()
         except BaseException:
-            self._kill_everything()
+            self._clean_up()
             raise
         return self
 
@@ -127,17 +139,39 @@ class GatewayProcess:
         traceback: TracebackType | None,
     ) -> None:
         assert self._process is not None
-        self.processes()  # remember them: after the exit only the marker tells whose they were
         try:
-            self._process.send_signal(signal.SIGTERM)
-            await self.until(self._has_exited, "exits after SIGTERM", within=STOP_BOUND)
-            assert self._process.returncode == 0, self._failure("exit code 0 after SIGTERM")
+            if self._has_exited():
+                return
+            await self.stop(signal.SIGINT)
             await self.until(lambda: not self.processes(), "leaves no process behind")
+            left = [path.name for path in self._scratch.glob("rendezvous-*/*")]
+            assert left == [], self._failure(f"no dyno's folder is left, but {left}")
         finally:
-            self._kill_everything()
+            self._clean_up()
+
+    async def restart(self) -> None:
+        """Start the next process of this deployment: same port, secret, servers and log."""
+        assert self._has_exited()
+        self._spawn()
+        await self.until(self._answers_health, "/health answers 200", within=START_BOUND)
+
+    async def stop(self, number: signal.Signals, *, within: float = STOP_BOUND) -> None:
+        """Ask the process to leave; it has to, with exit code 0, if it did not already."""
+        assert self._process is not None
+        self.processes()  # remember them: after the exit only the marker tells whose they were
+        self._process.send_signal(number)
+        await self.until(self._has_exited, f"exits after {number.name}", within=within)
+        assert self._process.returncode == 0, self._failure(f"exit code 0 after {number.name}")
+
+    async def kill(self) -> None:
+        """SIGKILL the gateway, as an outage does; agents and their children go on."""
+        assert self._process is not None
+        self.processes()
+        self._process.kill()
+        await self.until(self._has_exited, "is gone after SIGKILL")
 
     def _spawn(self) -> None:
-        with self._log_file.open("wb") as log:
+        with self._log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 SERVE,
                 cwd=REPOSITORY,
@@ -151,17 +185,18 @@ class GatewayProcess:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if name in {"PATH", "LANG", "LC_ALL", "TMPDIR"}
-            or name.startswith(("COVERAGE_", "COV_"))
+            if name in {"PATH", "LANG", "LC_ALL"} or name.startswith(("COVERAGE_", "COV_"))
         }
         return {
             **kept,
             "HOME": str(self._log_file.parent),
+            "TMPDIR": str(self._scratch),
             "PORT": str(self.port),
             "API_KEY": self.key,
             "GATEWAY_SERVERS": str(self._servers_file),
-            "GATEWAY_SECRET": secrets.token_urlsafe(32),
+            "GATEWAY_SECRET": self._secret,
             "LAUNCHER": "local",
+            "LINK_GRACE_S": str(GRACE),
             "LOG_FORMAT": "json",
             "LOG_LEVEL": "debug",
             RUN_MARKER: self.run,
@@ -169,8 +204,7 @@ class GatewayProcess:
         }
 
     def _has_exited(self) -> bool:
-        assert self._process is not None
-        return self._process.poll() is not None
+        return self._process is None or self._process.poll() is not None
 
     async def _answers_health(self) -> bool:
         assert not self._has_exited(), self._failure("keeps running until /health answers")
@@ -180,7 +214,8 @@ class GatewayProcess:
             return False
         return True
 
-    def _kill_everything(self) -> None:
+    def _clean_up(self) -> None:
+        """Kill what is left of the run and remove its scratch folder."""
         left = self.processes()
         if self._process is not None and not self._has_exited():
             self._process.kill()
@@ -190,6 +225,7 @@ class GatewayProcess:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     # -- what can be seen of it ----------------------------------------------------------------
 
@@ -278,10 +314,11 @@ def _json_object(line: str) -> dict[str, Any] | None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = PORTS[secrets.randbelow(len(PORTS))]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 # -- gateways ----------------------------------------------------------------------------------

@@ -34,6 +34,9 @@ BOUND = 40.0
 LIMIT = 16 * 1024 * 1024
 """Bytes of the largest message, either way."""
 
+OPENING = 1024 * 1024
+"""Bytes of the largest message without a session."""
+
 ALICE, BOB = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 
 CLOSED_SERVER = "no-such-server"
@@ -363,7 +366,8 @@ def messages(answer: Answer) -> list[Any]:
     """The messages of an event stream; anything else but comments fails."""
     assert answer.headers["Content-Type"] == "text/event-stream"
     events = [part for part in answer.body.split(b"\n\n") if part and not part.startswith(b":")]
-    heads, datas = zip(*(event.split(b"\n") for event in events), strict=True)
+    ids, heads, datas = zip(*(event.split(b"\n") for event in events), strict=True)
+    assert all(identity.startswith(b"id: ") for identity in ids)
     assert set(heads) == {b"event: message"}
     return [json.loads(data.removeprefix(b"data: ")) for data in datas]
 
@@ -400,12 +404,18 @@ async def test_body_of_exactly_the_limit_reaches_the_child(client: Client) -> No
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with-length", "chunked"])
-async def test_body_over_the_limit_is_refused_with_the_limit(client: Client, chunked: bool) -> None:
-    body = padded(1, LIMIT + 1)
-    answer = await client.send(in_chunks(body) if chunked else body)
+@pytest.mark.parametrize(
+    ("opened", "limit"), [(True, LIMIT), (False, OPENING)], ids=["in-a-session", "opening-one"]
+)
+async def test_body_over_the_limit_is_refused_with_the_limit(
+    client: Client, chunked: bool, opened: bool, limit: int
+) -> None:
+    sender = await client.open("raw") if opened else client
+    body = padded(1, limit + 1)
+    answer = await sender.send(in_chunks(body) if chunked else body)
     assert answer.refusal == (413, -32600, "message_too_big", None)
-    assert answer.error["data"] == {"reason": "message_too_big", "limit": LIMIT}
-    assert str(LIMIT) in answer.error["message"]
+    assert answer.error["data"] == {"reason": "message_too_big", "limit": limit}
+    assert str(limit) in answer.error["message"]
 
 
 async def test_body_over_the_limit_leaves_its_session_alone(client: Client) -> None:
@@ -536,9 +546,10 @@ async def test_client_that_hangs_up_stops_neither_its_call_nor_any_other(client:
 
 @dataclass(frozen=True)
 class Case:
-    """What is sent, and the answer: status, code, reason. No id is known before the body is."""
+    """What is sent, and the answer: status, code, reason, and the id once the body is read."""
 
     expected: tuple[int, int, str]
+    request_id: int | None = None
     headers: Mapping[str, str | None] = field(default_factory=dict)
     body: Any = field(default_factory=lambda: PING)
     server: str | None = None
@@ -549,16 +560,24 @@ FOREIGN = (403, -32600, "foreign_origin")
 UNSUPPORTED_MEDIA = (415, -32600, "unsupported_media")
 
 REFUSED = {
-    "bad-key": Case((401, -32600, "bad_key"), {"Authorization": "Bearer wrong"}),
-    "bad-x-api-key": Case((401, -32600, "bad_key"), {"Authorization": None, "X-API-Key": "wrong"}),
-    "no-key": Case((401, -32600, "bad_key"), {"Authorization": None}),
-    "other-scheme": Case((401, -32600, "bad_key"), {"Authorization": f"Basic {ALICE}"}),
-    "accept-json-alone": Case((406, -32600, "not_acceptable"), {"Accept": "application/json"}),
-    "accept-sse-alone": Case((406, -32600, "not_acceptable"), {"Accept": "text/event-stream"}),
-    "accept-html": Case((406, -32600, "not_acceptable"), {"Accept": "text/html"}),
-    "text-body": Case(UNSUPPORTED_MEDIA, {"Content-Type": "text/plain"}),
-    "untyped-body": Case(UNSUPPORTED_MEDIA, {"Content-Type": None}),
-    "encoded-body": Case(UNSUPPORTED_MEDIA, {"Content-Encoding": "gzip"}, gzip.compress(b"{}")),
+    "bad-key": Case((401, -32600, "bad_key"), headers={"Authorization": "Bearer wrong"}),
+    "bad-x-api-key": Case(
+        (401, -32600, "bad_key"), headers={"Authorization": None, "X-API-Key": "wrong"}
+    ),
+    "no-key": Case((401, -32600, "bad_key"), headers={"Authorization": None}),
+    "other-scheme": Case((401, -32600, "bad_key"), headers={"Authorization": f"Basic {ALICE}"}),
+    "accept-json-alone": Case(
+        (406, -32600, "not_acceptable"), headers={"Accept": "application/json"}
+    ),
+    "accept-sse-alone": Case(
+        (406, -32600, "not_acceptable"), headers={"Accept": "text/event-stream"}
+    ),
+    "accept-html": Case((406, -32600, "not_acceptable"), headers={"Accept": "text/html"}),
+    "text-body": Case(UNSUPPORTED_MEDIA, headers={"Content-Type": "text/plain"}),
+    "untyped-body": Case(UNSUPPORTED_MEDIA, headers={"Content-Type": None}),
+    "encoded-body": Case(
+        UNSUPPORTED_MEDIA, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"{}")
+    ),
     "half-a-document": Case(BAD_JSON, body=b'{"jsonrpc": "2.0", "id": 7'),
     "empty-body": Case(BAD_JSON, body=b""),
     "not-utf-8": Case(
@@ -572,18 +591,18 @@ REFUSED = {
     "json-rpc-1.0": Case(BAD_MESSAGE, body={**PING, "jsonrpc": "1.0"}),
     "id-null": Case(BAD_MESSAGE, body={**PING, "id": None}),
     "id-fraction": Case(BAD_MESSAGE, body={**PING, "id": 1.5}),
-    "request-and-response": Case(BAD_MESSAGE, body={**PING, "result": {}}),
+    "request-and-response": Case(BAD_MESSAGE, 7, body={**PING, "result": {}}),
     "result-and-error": Case(
-        BAD_MESSAGE, body={"jsonrpc": "2.0", "id": 7, "result": 1, "error": 1}
+        BAD_MESSAGE, 7, body={"jsonrpc": "2.0", "id": 7, "result": 1, "error": 1}
     ),
     "revision-not-served": Case(
-        (400, -32022, "unsupported_revision"), {"MCP-Protocol-Version": "1999-12-31"}
+        (400, -32022, "unsupported_revision"), headers={"MCP-Protocol-Version": "1999-12-31"}
     ),
-    "foreign-origin": Case(FOREIGN, {"Origin": "https://evil.example"}),
-    "opaque-origin": Case(FOREIGN, {"Origin": "null"}),
-    "malformed-origin": Case(FOREIGN, {"Origin": "http://["}),
-    "foreign-host": Case(FOREIGN, {"Host": "evil.example"}),
-    "malformed-host": Case(FOREIGN, {"Host": "["}),
+    "foreign-origin": Case(FOREIGN, headers={"Origin": "https://evil.example"}),
+    "opaque-origin": Case(FOREIGN, headers={"Origin": "null"}),
+    "malformed-origin": Case(FOREIGN, headers={"Origin": "http://["}),
+    "foreign-host": Case(FOREIGN, headers={"Host": "evil.example"}),
+    "malformed-host": Case(FOREIGN, headers={"Host": "["}),
     "unknown-server": Case((404, -32600, "unknown_server"), server=CLOSED_SERVER),
 }
 
@@ -591,7 +610,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED.values(), ids=list(REFUSED))
 async def test_request_is_refused_with_status_code_and_reason(client: Client, case: Case) -> None:
     answer = await client.send(case.body, headers=case.headers, server=case.server)
-    assert answer.refusal == (*case.expected, None)
+    assert answer.refusal == (*case.expected, case.request_id)
     assert answer.headers["Content-Type"].split(";")[0] == "application/json"
 
 

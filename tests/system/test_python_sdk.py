@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx2
 import psutil
 import pytest
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
-    CallToolResult,
     CreateMessageRequestParams,
     CreateMessageResult,
     ElicitRequestParams,
@@ -31,8 +26,9 @@ from mcp.types import (
 )
 from pydantic import FileUrl
 
+from tests.system.python_sdk import Progress, call, connected, text_of
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from mcp.client import ClientRequestContext
@@ -42,52 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(300)  # the first test may have to wait for `npm install`
 
-CONVERSATION_BOUND = 60.0
-"""Seconds for all a test says to one server, its start included."""
-
 MIB = 1024 * 1024
-
-
-@asynccontextmanager
-async def connected(
-    gateway: GatewayProcess, server: str | None = None, *, mode: str = "legacy", **callbacks: Any
-) -> AsyncIterator[Client]:
-    """An SDK client in a session of its own, closed (DELETE) at the end; all of it bounded.
-
-    The SDK refuses SSE events above 1 MiB unless told otherwise, whatever server sends them.
-    """
-    timeout = httpx2.Timeout(30, read=CONVERSATION_BOUND)
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(asyncio.timeout(CONVERSATION_BOUND))
-        http = httpx2.AsyncClient(headers=gateway.headers, timeout=timeout)
-        await stack.enter_async_context(http)
-        transport = streamable_http_client(
-            gateway.url(server), http_client=http, max_sse_event_size=None
-        )
-        yield await stack.enter_async_context(Client(transport, mode=mode, **callbacks))
-
-
-def text_of(result: CallToolResult) -> str:
-    assert not result.is_error, result
-    (content,) = result.content
-    assert isinstance(content, TextContent)
-    return content.text
-
-
-async def call(client: Client, tool: str, **arguments: Any) -> str:
-    return text_of(await client.call_tool(tool, arguments))
-
-
-class Progress:
-    """Collects a call's progress notifications."""
-
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.begun = asyncio.Event()
-
-    async def __call__(self, progress: float, total: float | None, message: str | None) -> None:
-        self.steps.append(progress)
-        self.begun.set()
 
 
 async def answer_with_blue(

@@ -1,4 +1,4 @@
-"""Whatever is killed, the others notice: calls are answered, streams end, no process is left.
+"""Whatever ends, the others notice: calls are answered or continued, no process is left behind.
 
 Signals to a real gateway, its agents and their children. The numbers are bounds, not measurements:
 each is a promise made elsewhere with room for a busy machine.
@@ -7,263 +7,387 @@ each is a promise made elsewhere with room for a busy machine.
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
-import psutil
 import pytest
 
 from tests.system.conftest import GatewayProcess, is_alive
+from tests.system.talking import (
+    BOUND,
+    PLAIN,
+    PUPPET,
+    RESUMES,
+    Stream,
+    http_for,
+    open_session,
+    parent_of,
+    refusal,
+    the_message,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(120)
+    from tests.system.conftest import GatewayProcess as _Gateway
 
-BOUND = 40.0
-"""Seconds for one exchange, a boot on a busy machine included."""
+    Way = Callable[[_Gateway], Awaitable[None]]
+
+pytestmark = pytest.mark.timeout(120)
 
 EXIT_BOUND = 25.0
 """Seconds from SIGTERM to the exit; the platform kills after 30."""
 
-ORPHAN_BOUND = 25.0
-"""Seconds for an agent without a gateway to go: the local launcher's 10, and the kill ladder."""
+HAND_OVER_BOUND = 15.0
+"""The same when nobody has to be waited for: below the 20 s that calls of others may take."""
 
-HOLDER = """
+DRAIN_BOUND = 28.0
+"""The same when such a call is waited for to the last."""
+
+GRACE = 2
+"""Seconds that an agent looks for a gateway where a test waits for its end."""
+
+STAYER = """
 import json, os, sys, time
-
-held = 0
-
-def say(message):
-    sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\\n")
-    sys.stdout.flush()
 
 for line in sys.stdin:
     message = json.loads(line)
-    name = (message.get("params") or {}).get("name")
-    if message["method"] == "initialize":
-        info = {"name": "holder", "version": "1"}
-        result = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": info}
-        say({"id": message["id"], "result": result})
-    elif name == "hold":
-        held += 1
-    elif name == "hold_with_progress":
-        held += 1
-        step = {"progressToken": message["params"]["_meta"]["progressToken"], "progress": 1}
-        say({"method": "notifications/progress", "params": step})
-    elif "id" in message:
-        say({"id": message["id"], "result": {"pid": os.getpid(), "held": held}})
+    result = {"protocolVersion": "2025-11-25", "capabilities": {}, "pid": os.getpid()}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
 
-while "STAY" in os.environ:
-    time.sleep(600)
+time.sleep(600)
 """
-"""A child that never answers a call it was told to hold, and with STAY outlives its stdin."""
+"""A child that outlives its stdin."""
 
-HOLDER_SERVER = {"command": sys.executable, "args": ["-c", HOLDER]}
+SILENT = {"command": sys.executable, "args": ["-c", "import sys; sys.stdin.read()"]}
+"""A child that never answers, so that its session never boots."""
 
 
 @dataclass(frozen=True)
-class Talk:
-    """One session and how to speak in it."""
+class End:
+    """A way to end a gateway after which nobody continues its sessions."""
 
-    http: aiohttp.ClientSession
-    gateway: GatewayProcess
-    session: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Mcp-Session-Id": self.session, "MCP-Protocol-Version": "2025-11-25"}
-
-    async def call(self, request_id: int, tool: str, **arguments: Any) -> tuple[int, bytes]:
-        """Send a call, its id as progress token; return status and body."""
-        params = {"name": tool, "arguments": arguments, "_meta": {"progressToken": request_id}}
-        body = {"jsonrpc": "2.0", "id": request_id, "method": "tools/call", "params": params}
-        async with self.http.post(self.gateway.url(), json=body, headers=self.headers) as response:
-            return response.status, await response.read()
-
-    async def state(self, request_id: int) -> Any:
-        _, body = await self.call(request_id, "state")
-        return json.loads(body)["result"]
-
-    async def child(self, request_id: int) -> psutil.Process:
-        return psutil.Process((await self.state(request_id))["pid"])
-
-    async def until_held(self, count: int) -> None:
-        """Wait until the child holds so many calls."""
-        numbers = iter(range(1000, 2000))
-
-        async def enough() -> bool:
-            return bool((await self.state(next(numbers)))["held"] == count)
-
-        await self.gateway.until(enough, f"{count} calls reach the child")
-
-    @asynccontextmanager
-    async def listen(self) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Open the GET stream, so far that it is the session's."""
-        async with self.http.get(self.gateway.url(), headers=self.headers) as response:
-            assert response.status == 200
-            async with asyncio.timeout(BOUND):
-                assert await response.content.readuntil(b"\n\n") == b": keep-alive\n\n"
-            yield response
+    number: signal.Signals
+    settings: Mapping[str, str]
 
 
-@asynccontextmanager
-async def http_for(gateway: GatewayProcess) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {**gateway.headers, "Accept": "application/json, text/event-stream"}
-    timeout = aiohttp.ClientTimeout(total=BOUND)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-        yield session
+ENDS = {
+    "sigterm-without-a-secret": End(signal.SIGTERM, {"GATEWAY_SECRET": ""}),
+    "sigint-with-a-secret": End(signal.SIGINT, {}),
+}
 
 
-async def open_session(http: aiohttp.ClientSession, gateway: GatewayProcess) -> Talk:
-    info = {"name": "shutdown", "version": "1"}
-    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": info}
-    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-    async with http.post(gateway.url(), json=body) as response:
-        assert response.status == 200, await response.text()
-        return Talk(http, gateway, response.headers["Mcp-Session-Id"])
+@pytest.fixture(params=ENDS.values(), ids=list(ENDS))
+def end(request: pytest.FixtureRequest) -> End:
+    found: End = request.param
+    return found
 
 
-def parent_of(child: psutil.Process) -> psutil.Process:
-    parent = child.parent()
-    assert parent is not None
-    return parent
+async def handed_over(gateway: GatewayProcess) -> None:
+    await gateway.stop(signal.SIGTERM, within=HAND_OVER_BOUND)
 
 
-def refusal(document: Any) -> tuple[int, str, Any]:
-    """Code, reason and id of an error response."""
-    error = document["error"]
-    return error["code"], error["data"]["reason"], document["id"]
+async def killed(gateway: GatewayProcess) -> None:
+    await gateway.kill()
 
 
-def events(text: bytes) -> list[Any]:
-    """The messages of an event stream that has ended; comments are no messages."""
-    parts = [part for part in text.split(b"\n\n") if part and not part.startswith(b":")]
-    assert all(part.startswith(b"event: message\ndata: ") for part in parts), text
-    return [json.loads(part.removeprefix(b"event: message\ndata: ")) for part in parts]
+WAYS = {"handed-over": handed_over, "killed": killed}
 
 
-async def terminate(gateway: GatewayProcess) -> None:
-    """SIGTERM; the fixture's exit then asserts code 0 and that nothing is left."""
-    process = gateway.process
-    process.send_signal(signal.SIGTERM)
-    await gateway.until(lambda: not is_alive(process), "exits", within=EXIT_BOUND)
+@pytest.fixture(params=WAYS.values(), ids=list(WAYS))
+def leave(request: pytest.FixtureRequest) -> Way:
+    """How a gateway goes whose sessions live on."""
+    found: Way = request.param
+    return found
 
 
-# -- SIGTERM of the gateway ---------------------------------------------------------------------
+# -- an end for all: SIGTERM without a secret, SIGINT ---------------------------------------------
 
 
-async def test_sigterm_with_open_sessions_exits_0_in_time_and_leaves_nothing(
-    make_gateway: Callable[..., GatewayProcess],
+async def test_end_with_open_sessions_exits_0_in_time_and_leaves_nothing(
+    make_gateway: Callable[..., GatewayProcess], end: End
 ) -> None:
-    async with make_gateway({"holder": HOLDER_SERVER}) as gateway, http_for(gateway) as http:
+    async with make_gateway({"puppet": PUPPET}, end.settings) as gateway, http_for(gateway) as http:
         for _ in range(2):
             await open_session(http, gateway)
         assert len(gateway.processes()) == 4
-        await terminate(gateway)
+        await gateway.stop(end.number, within=EXIT_BOUND)
+        await gateway.until(lambda: not gateway.processes(), "nothing is left")
 
 
-async def test_sigterm_answers_a_running_call_with_the_advice_to_initialize_again(
-    make_gateway: Callable[..., GatewayProcess],
+async def test_end_answers_a_running_call_with_the_advice_to_initialize_again(
+    make_gateway: Callable[..., GatewayProcess], end: End
 ) -> None:
-    async with make_gateway({"holder": HOLDER_SERVER}) as gateway, http_for(gateway) as http:
-        talk = await open_session(http, gateway)
+    async with make_gateway({"puppet": PUPPET}, end.settings) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway, PLAIN)
         async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
-            running = group.create_task(talk.call(1, "hold"))
+
+            async def hold() -> tuple[int, Any]:
+                async with talk.calling(1, "hold") as response:
+                    return response.status, await response.json()
+
+            running = group.create_task(hold())
             await talk.until_held(1)
-            await terminate(gateway)
-        status, body = running.result()
-        assert status == 502
-        assert refusal(json.loads(body)) == (-32603, "session_ended", 1)
-        assert "initialize" in json.loads(body)["error"]["message"]
+            await gateway.stop(end.number, within=EXIT_BOUND)
+        status, message = running.result()
+        assert (status, refusal(message)) == (502, (-32603, "session_ended", 1))
+        assert "initialize" in message["error"]["message"]
 
 
-async def test_sigterm_answers_a_call_that_has_become_an_event_stream_and_ends_it(
-    make_gateway: Callable[..., GatewayProcess],
+@pytest.mark.parametrize("revision", [RESUMES, PLAIN])
+async def test_end_answers_a_call_that_has_become_an_event_stream_and_ends_it(
+    make_gateway: Callable[..., GatewayProcess], end: End, revision: str
 ) -> None:
-    async with make_gateway({"holder": HOLDER_SERVER}) as gateway, http_for(gateway) as http:
-        talk = await open_session(http, gateway)
+    async with make_gateway({"puppet": PUPPET}, end.settings) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway, revision)
         async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
-            running = group.create_task(talk.call(1, "hold_with_progress"))
+
+            async def hold() -> list[Any]:
+                async with talk.calling(1, "hold") as response:
+                    assert response.content_type == "text/event-stream"
+                    return await Stream(response).rest()
+
+            running = group.create_task(hold())
             await talk.until_held(1)
-            await terminate(gateway)
-        status, body = running.result()
-        progress, error = events(body)
-        assert (status, progress["method"]) == (200, "notifications/progress")
+            await talk.call(2, "step", id=1, count=1)
+            await gateway.stop(end.number, within=EXIT_BOUND)
+        progress, error = running.result()
+        assert progress["method"] == "notifications/progress"
         assert refusal(error) == (-32603, "session_ended", 1)
 
 
-async def test_sigterm_ends_the_get_stream_cleanly(
-    make_gateway: Callable[..., GatewayProcess],
+async def test_end_ends_the_get_stream_cleanly(
+    make_gateway: Callable[..., GatewayProcess], end: End
 ) -> None:
     """A cut chunked body would raise; a clean end is an empty rest."""
-    async with make_gateway({"holder": HOLDER_SERVER}) as gateway, http_for(gateway) as http:
+    async with make_gateway({"puppet": PUPPET}, end.settings) as gateway, http_for(gateway) as http:
         talk = await open_session(http, gateway)
-        async with talk.listen() as stream:
-            await terminate(gateway)
-            async with asyncio.timeout(BOUND):
-                assert await stream.content.read() == b""
+        async with talk.listening() as stream:
+            await gateway.stop(end.number, within=EXIT_BOUND)
+            assert await stream.rest() == []
 
 
-async def test_sigterm_is_not_held_up_by_a_child_that_ignores_it(
-    make_gateway: Callable[..., GatewayProcess], fixture_server: dict[str, Any]
+async def test_end_is_not_held_up_by_a_child_that_ignores_it(
+    make_gateway: Callable[..., GatewayProcess], end: End, fixture_server: dict[str, Any]
 ) -> None:
     server = {**fixture_server, "env": {"EVERYTHING_IGNORE_EOF": "1"}}
-    async with make_gateway({"stubborn": server}) as gateway, http_for(gateway) as http:
-        await open_session(http, gateway)
-        await terminate(gateway)
+    async with make_gateway({"stubborn": server}, end.settings) as gateway, http_for(gateway) as h:
+        await open_session(h, gateway)
+        await gateway.stop(end.number, within=EXIT_BOUND)
+        await gateway.until(lambda: not gateway.processes(), "nothing is left")
 
 
-# -- SIGKILL ----------------------------------------------------------------------------------
+# -- a hand-over: SIGTERM with a secret ------------------------------------------------------------
 
 
-async def test_agent_and_child_go_when_their_gateway_was_killed(
+async def test_hand_over_exits_0_without_waiting_and_leaves_agent_and_child_as_they_are(
+    make_gateway: Callable[..., GatewayProcess],
+) -> None:
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway)
+        child = await talk.child(1)
+        agent = parent_of(child)
+        async with talk.calling(2, "hold"):
+            await talk.until_held(2)
+            await gateway.stop(signal.SIGTERM, within=HAND_OVER_BOUND)
+        await gateway.restart()
+        assert (await talk.child(3), parent_of(child)) == (child, agent)
+        assert is_alive(agent)
+
+
+async def test_running_call_continues_at_the_next_process_after_its_last_event(
+    make_gateway: Callable[..., GatewayProcess],
+) -> None:
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway)
+        async with talk.calling(1, "hold") as response:
+            stream = Stream(response)
+            await talk.until_held(1)
+            await talk.call(2, "step", id=1, count=1)
+            (seen,) = await stream.take(1)
+            await gateway.stop(signal.SIGTERM, within=HAND_OVER_BOUND)
+            assert await stream.rest() == []
+        await gateway.restart()
+        async with talk.listening(after=seen.identity) as stream:
+            await talk.call(3, "step", id=1, count=1)
+            await talk.call(4, "release")
+            progress, answer = await stream.rest()
+        assert progress["params"]["progress"] == 2
+        assert (answer["id"], answer["result"]) == (1, {"released": 1})
+
+
+async def test_hand_over_ends_the_get_stream_cleanly(
+    make_gateway: Callable[..., GatewayProcess],
+) -> None:
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway)
+        async with talk.listening() as stream:
+            await gateway.stop(signal.SIGTERM, within=HAND_OVER_BOUND)
+            assert await stream.rest() == []
+
+
+async def test_call_of_an_older_revision_that_ends_during_the_drain_is_answered_normally(
     make_gateway: Callable[..., GatewayProcess], tmp_path: Path
 ) -> None:
-    scratch = {"TMPDIR": str(tmp_path)}  # nobody is left to remove the dyno's folder
-    gateway = make_gateway({"holder": HOLDER_SERVER}, scratch)
-    await gateway.__aenter__()
-    try:
-        async with http_for(gateway) as http:
-            child = await (await open_session(http, gateway)).child(1)
-            agent = parent_of(child)
-            gateway.process.kill()
-        await gateway.until(
-            lambda: not is_alive(agent) and not is_alive(child), "both go", within=ORPHAN_BOUND
-        )
-        assert gateway.processes() == []
-    finally:
-        gateway._kill_everything()  # its own exit would ask for exit code 0
+    told = tmp_path / "told"
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway, PLAIN)
+        async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+            running = group.create_task(talk.call(1, "until", file=str(told)))
+            await talk.until_held(1)
+            gateway.process.send_signal(signal.SIGTERM)
+            await gateway.until(lambda: draining(gateway), "the drain begins")
+            told.touch()
+        assert running.result() == {"jsonrpc": "2.0", "id": 1, "result": {"found": True}}
+        await gateway.stop(signal.SIGTERM, within=HAND_OVER_BOUND)
+
+
+async def test_request_on_an_open_connection_during_the_drain_is_told_to_come_again(
+    make_gateway: Callable[..., GatewayProcess], tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway, PLAIN)
+        async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+            group.create_task(talk.call(1, "until", file=str(told)))
+            await talk.until_held(1)
+            gateway.process.send_signal(signal.SIGTERM)
+            await gateway.until(lambda: draining(gateway), "the drain begins")
+            async with talk.calling(2, "state") as response:  # on the connection of until_held
+                status, again = response.status, response.headers["Retry-After"]
+                message = await response.json()
+            told.touch()
+        await gateway.stop(signal.SIGTERM, within=HAND_OVER_BOUND)
+        assert (status, refusal(message)) == (503, (-32603, "restarting", 2))
+        assert int(again) > 0
+
+
+async def test_call_of_an_older_revision_that_outlasts_the_drain_is_told_to_be_sent_again(
+    make_gateway: Callable[..., GatewayProcess],
+) -> None:
+    """Sent again, it is not made again: the child still holds the first one."""
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway, PLAIN)
+
+        async def hold() -> Any:
+            async with talk.calling(1, "hold") as response:
+                return await the_message(response)
+
+        async with asyncio.timeout(2 * BOUND), asyncio.TaskGroup() as group:
+            running = group.create_task(hold())
+            await talk.until_held(1)
+            await gateway.stop(signal.SIGTERM, within=DRAIN_BOUND)
+        assert refusal(running.result()) == (-32603, "restarting", 1)
+        assert "again" in running.result()["error"]["message"]
+        await gateway.restart()
+        async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+            again = group.create_task(hold())
+            released = await talk.call(2, "release")
+        assert released["result"] == {"released": [1]}
+        assert again.result() == {"jsonrpc": "2.0", "id": 1, "result": {"released": 1}}
+
+
+def draining(gateway: GatewayProcess) -> bool:
+    return any(record["event"] == "draining" for record in gateway.records())
+
+
+async def test_hand_over_ends_a_session_that_has_not_booted(
+    make_gateway: Callable[..., GatewayProcess],
+) -> None:
+    """Nobody else knows its join token, and its client has no key for it."""
+    async with make_gateway({"silent": SILENT}) as gateway, http_for(gateway) as http:
+        params = {"protocolVersion": RESUMES, "capabilities": {}}
+        body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+
+        async def initialize() -> Any:
+            async with http.post(gateway.url(), json=body) as response:
+                return await the_message(response)
+
+        async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+            waiting = group.create_task(initialize())
+            await gateway.until(lambda: "ready" in told_of(gateway), "the child runs")
+            await gateway.stop(signal.SIGTERM, within=EXIT_BOUND)
+        assert refusal(waiting.result()) == (-32603, "session_ended", 0)
+        await gateway.until(lambda: not gateway.processes(), "nothing is left")
+
+
+def told_of(gateway: GatewayProcess) -> list[str]:
+    return [record["event"] for record in gateway.records()]
+
+
+# -- after the gateway ---------------------------------------------------------------------------
+
+
+async def test_agent_and_child_go_when_no_gateway_comes_back_in_time(
+    make_gateway: Callable[..., GatewayProcess], leave: Way
+) -> None:
+    settings = {"LINK_GRACE_S": str(GRACE)}
+    async with make_gateway({"puppet": PUPPET}, settings) as gateway, http_for(gateway) as http:
+        await open_session(http, gateway)
+        assert len(gateway.processes()) == 2
+        await leave(gateway)
+        await gateway.until(lambda: not gateway.processes(), "both go", within=BOUND)
+
+
+async def test_delete_at_the_next_process_stops_the_dyno_it_has_taken_over(
+    make_gateway: Callable[..., GatewayProcess], leave: Way
+) -> None:
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway)
+        assert len(gateway.processes()) == 2
+        await leave(gateway)
+        await gateway.restart()
+        async with http.delete(gateway.url(), headers=talk.headers) as response:
+            assert response.status == 204
+        await gateway.until(lambda: not gateway.processes(), "agent and child are gone")
+
+
+async def test_sigint_of_the_next_process_stops_the_dynos_it_has_taken_over(
+    make_gateway: Callable[..., GatewayProcess], leave: Way
+) -> None:
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway)
+        await leave(gateway)
+        await gateway.restart()
+        assert is_alive(await talk.child(1))
+        await gateway.stop(signal.SIGINT, within=EXIT_BOUND)
+        await gateway.until(lambda: not gateway.processes(), "agent and child are gone")
+
+
+# -- the end of an agent --------------------------------------------------------------------------
 
 
 async def test_call_of_an_agent_that_was_killed_is_answered_with_an_error(
     make_gateway: Callable[..., GatewayProcess],
 ) -> None:
-    async with make_gateway({"holder": HOLDER_SERVER}) as gateway, http_for(gateway) as http:
-        talk = await open_session(http, gateway)
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
+        talk = await open_session(http, gateway, PLAIN)
         agent = parent_of(await talk.child(1))
         async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
-            running = group.create_task(talk.call(2, "hold"))
-            await talk.until_held(1)
+
+            async def hold() -> tuple[int, Any]:
+                async with talk.calling(2, "hold") as response:
+                    return response.status, await response.json()
+
+            running = group.create_task(hold())
+            await talk.until_held(2)
             agent.kill()
-        status, body = running.result()
         closings = [r for r in gateway.story(talk.session) if r["event"] == "closing"]
         assert [closing["reason"] for closing in closings] == ["link_lost"]
-        assert (status, refusal(json.loads(body))) == (502, (-32603, "link_lost", 2))
+        status, message = running.result()
+        assert (status, refusal(message)) == (502, (-32603, "link_lost", 2))
 
 
 async def test_child_of_an_agent_that_was_killed_is_gone_too(
     make_gateway: Callable[..., GatewayProcess],
 ) -> None:
     """The end of its stdin would not do: only the death of its parent ends this one."""
-    server = {**HOLDER_SERVER, "env": {"STAY": "1"}}
-    async with make_gateway({"holder": server}) as gateway, http_for(gateway) as http:
+    server = {"command": sys.executable, "args": ["-c", STAYER]}
+    async with make_gateway({"stayer": server}) as gateway, http_for(gateway) as http:
         child = await (await open_session(http, gateway)).child(1)
         parent_of(child).kill()
         await gateway.until(lambda: not is_alive(child), "the child is gone")
@@ -272,7 +396,7 @@ async def test_child_of_an_agent_that_was_killed_is_gone_too(
 async def test_session_of_an_agent_that_was_killed_leaves_the_others_alone(
     make_gateway: Callable[..., GatewayProcess],
 ) -> None:
-    async with make_gateway({"holder": HOLDER_SERVER}) as gateway, http_for(gateway) as http:
+    async with make_gateway({"puppet": PUPPET}) as gateway, http_for(gateway) as http:
         talk, bystander = [await open_session(http, gateway) for _ in range(2)]
         parent_of(await talk.child(1)).kill()
 
@@ -280,8 +404,7 @@ async def test_session_of_an_agent_that_was_killed_leaves_the_others_alone(
             return bool((await gateway.health())["sessions"] == 1)
 
         await gateway.until(closed, "one session is left")
-        status, body = await bystander.call(1, "state")
-        assert (status, json.loads(body)["id"]) == (200, 1)
+        assert is_alive(await bystander.child(1))
 
 
 # -- a child that will not go -------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import sys
 from contextlib import asynccontextmanager
@@ -31,6 +32,11 @@ BOUND = 30.0
 """Seconds for one exchange, a boot on a busy machine included."""
 
 BOTH = "application/json, text/event-stream"
+
+PRIMING = re.compile(rb"id: [0-9]+\.[A-Za-z0-9_-]*\nretry: 10000\ndata: \n\n")
+"""What a stream begins with, for a client that comes back for the rest of it."""
+
+EVENT = re.compile(rb"id: [0-9]+\.[A-Za-z0-9_-]*\nevent: message\ndata: (.*)\n\n")
 
 TALKER = """
 import json, os, sys
@@ -95,7 +101,8 @@ class Talk:
         async with self.http.get(self.gateway.url(), headers=headers) as response:
             assert response.status == 200
             async with asyncio.timeout(BOUND):
-                assert await response.content.readuntil(b"\n\n") == b": keep-alive\n\n"
+                primed = await response.content.readuntil(b"\n\n")
+            assert PRIMING.fullmatch(primed), primed
             yield response
 
     async def delete(self) -> int:
@@ -122,10 +129,11 @@ async def open_session(http: aiohttp.ClientSession, gateway: GatewayProcess) -> 
 
 
 def events(text: bytes) -> list[Any]:
-    """The messages of an event stream that has ended; comments are no messages."""
-    parts = [part for part in text.split(b"\n\n") if part and not part.startswith(b":")]
-    assert all(part.startswith(b"event: message\ndata: ") for part in parts), text
-    return [json.loads(part.removeprefix(b"event: message\ndata: ")) for part in parts]
+    """The messages of an event stream that has ended; comments and priming are no messages."""
+    parts = [part + b"\n\n" for part in text.split(b"\n\n") if part and part[:1] != b":"]
+    found = [EVENT.fullmatch(part) for part in parts if not PRIMING.fullmatch(part)]
+    assert all(found), text
+    return [json.loads(match[1]) for match in found if match]
 
 
 async def next_event(stream: aiohttp.ClientResponse) -> Any:

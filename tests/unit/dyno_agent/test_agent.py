@@ -26,6 +26,7 @@ from dyno_agent.agent import Agent
 from dyno_agent.child import CHUNK_BYTES, Child
 from dyno_agent.config import Config, take_config
 from dyno_agent.link import (
+    CAPSULE_HEADER,
     PATH,
     SUBPROTOCOL,
     Channel,
@@ -38,6 +39,7 @@ from dyno_agent.link import (
     Welcome,
 )
 from dyno_agent.link.frames import FrameType, decode
+from dyno_agent.link.resumption import GENERAL, JournalPage, Replayed, digest, position
 
 PATIENCE_S = 15
 TOKEN = "rj_launch.secret-of-the-launch"  # noqa: S105 - of this file alone
@@ -106,6 +108,9 @@ class Gateway:
         self.messages: list[Message] = []
         self.unconsumed: list[Message] = []
         self.beats_in_a_row = 0
+        self.capsule = ""
+        self.forgetful = False
+        self.pages: list[JournalPage] = []
         self.endpoint = Endpoint(limits, now=time.monotonic())
         self.connection: ServerConnection | None = None
         self._changed = asyncio.Event()
@@ -143,7 +148,16 @@ class Gateway:
         if self.close_instead_of_welcome is not None:
             await connection.close(self.close_instead_of_welcome)
             return
+        if self.forgetful:
+            self.endpoint = Endpoint(self.limits, now=time.monotonic())
+            held = (hello.held_bytes, hello.held_frames)
+            self.endpoint.adopt(hello.received, hello.confirmed, held)
         await connection.send(self._welcome(hello).encode())
+        while self.forgetful:
+            page = await connection.recv()
+            assert isinstance(page, str)
+            self.pages.append(JournalPage.decode(page))
+            self.forgetful = not self.pages[-1].last
         self.endpoint.detach()
         self.endpoint.attach(hello.received, time.monotonic())
         self.connection = connection
@@ -164,6 +178,8 @@ class Gateway:
             orphan_s=self.orphan_s,
             grace_s=self.grace_s,
             child=self.child if hello.kind == "join" else None,
+            fresh=self.forgetful,
+            capsule=self.capsule,
         )
 
     async def _take(self, data: bytes) -> None:
@@ -186,8 +202,9 @@ class Gateway:
 
     async def flush(self) -> None:
         assert self.connection is not None
-        for frame in self.endpoint.frames_to_send(time.monotonic()):
-            await self.connection.send(frame)
+        while frames := self.endpoint.frames_to_send(time.monotonic()):
+            for frame in frames:
+                await self.connection.send(frame)
 
     async def send(self, channel: Channel, payload: bytes) -> None:
         self.endpoint.send(channel, payload)
@@ -202,6 +219,23 @@ class Gateway:
         before = self.connection
         self.cut()
         await self.until(lambda: self.connection is not before)
+
+    async def replaced(self) -> None:
+        """Another process takes the agent over: it knows nothing that the agent does not tell."""
+        self.messages.clear()
+        self.unconsumed.clear()
+        self.forgetful = True
+        await self.cut_and_taken_back()
+
+    async def tell(self, **command: object) -> None:
+        await self.send(Channel.CMD, json.dumps(command).encode())
+
+    def replayed(self) -> list[Replayed]:
+        return [
+            Replayed.decode(each.payload)
+            for each in self.messages
+            if each.channel is Channel.REPLAY
+        ]
 
     async def until(self, happened: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -563,6 +597,163 @@ async def test_peer_that_breaks_the_protocol_is_closed_and_left() -> None:
         assert await running.status() == 3
     assert gateway.close_codes == [CloseCode.PROTOCOL_VIOLATION]
     assert len(gateway.requests) == 1
+
+
+async def test_gateway_that_leaves_is_dialled_again_and_the_child_lives(steps: list[str]) -> None:
+    gateway = Gateway(python(ECHO))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        before = gateway.connection
+        assert before is not None
+        await before.close(CloseCode.DRAIN)
+        await gateway.until(lambda: gateway.connection is not before)
+        await gateway.send(Channel.RPC, b"still there")
+        await gateway.until(lambda: gateway.rpc() == [b"still there"])
+        await running.stop()
+    assert steps.count("spawn") == 1
+
+
+async def test_gateway_that_is_leaving_is_tried_again_until_one_takes_the_agent_back() -> None:
+    gateway = Gateway(python(ECHO))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        gateway.refusals = [HTTPStatus.SERVICE_UNAVAILABLE] * 2
+        await gateway.cut_and_taken_back()
+        assert await running.stop() == 0
+    assert len(gateway.requests) == 4
+
+
+# A gateway that knows nothing
+
+DEAF = "import sys; sys.stdin.read()"
+ASK = b'{"jsonrpc":"2.0","id":"q","method":"roots/list","params":{}}'
+LOG = b'{"jsonrpc":"2.0","method":"notifications/message"}'
+
+
+async def test_agent_presents_the_capsule_that_it_was_given_last() -> None:
+    gateway = Gateway(python(ECHO))
+    gateway.capsule = "first"
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        for capsule in ("second", ""):
+            gateway.capsule = capsule
+            await gateway.cut_and_taken_back()
+        await gateway.cut_and_taken_back()
+        await running.stop()
+    presented = [request.headers.get(CAPSULE_HEADER) for request in gateway.requests]
+    assert presented == [None, "first", "second", "second"]
+
+
+async def test_gateway_that_knows_the_session_is_told_no_journal() -> None:
+    gateway = Gateway(python(ECHO))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        await gateway.cut_and_taken_back()
+        await gateway.send(Channel.RPC, b"{}")
+        await gateway.until(lambda: gateway.rpc() == [b"{}"])
+        await running.stop()
+    assert gateway.pages == []
+
+
+async def test_request_without_an_answer_is_in_the_journal() -> None:
+    gateway = Gateway(python(DEAF))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        await gateway.send(Channel.RPC, ASK)
+        await gateway.until(lambda: gateway.endpoint.settled)
+        await gateway.replaced()
+        await running.stop()
+    (page,) = gateway.pages
+    ((call,), asks) = (page.calls, page.asks)
+    assert (call.id, call.method, call.digest, asks) == ("q", "roots/list", digest(ASK), ())
+    assert call.age_s >= 0
+
+
+async def test_question_of_the_child_without_an_answer_is_in_the_journal() -> None:
+    gateway = Gateway(
+        python(f"import sys; print({ASK.decode()!r}, flush=True); sys.stdin.read()"), BEATING
+    )
+    async with joined(gateway) as running:
+        await gateway.until(lambda: gateway.rpc() == [ASK])
+        await gateway.until(lambda: running.agent._endpoint.settled)
+        await gateway.replaced()
+        await gateway.send(Channel.RPC, b'{"jsonrpc":"2.0","id":"q","result":{}}')
+        await gateway.until(lambda: gateway.endpoint.settled)
+        await gateway.replaced()
+        await running.stop()
+    assert [page.asks for page in gateway.pages] == [("q",), ()]
+
+
+async def test_what_no_gateway_has_taken_over_reaches_the_next_one_in_order() -> None:
+    gateway = Gateway(
+        python("import sys\nfor n in range(9): print(n, flush=True)\nsys.stdin.read()")
+    )
+    gateway.consuming = False
+    async with joined(gateway) as running:
+        await gateway.until(lambda: len(gateway.rpc()) == 9)
+        await gateway.replaced()
+        gateway.consuming = True
+        await gateway.until(lambda: len(gateway.rpc()) == 9)
+        assert gateway.rpc() == [b"%d" % number for number in range(9)]
+        await running.stop()
+
+
+async def test_message_that_went_nowhere_is_sent_again_when_asked_for() -> None:
+    gateway = Gateway(python(ECHO), BEATING)
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        await gateway.send(Channel.RPC, LOG)
+        await gateway.until(lambda: gateway.rpc() == [LOG])
+        await gateway.until(lambda: running.agent._endpoint.settled)
+        await gateway.tell(do="replay", ticket=7, to=None, after=0)
+        await gateway.until(lambda: len(gateway.replayed()) == 2)
+        await running.stop()
+    (seq,) = [each.key for each in gateway.messages if each.channel is Channel.RPC]
+    assert gateway.replayed() == [Replayed(7, position(seq), LOG), Replayed(7, 0, b"")]
+
+
+async def test_message_is_sent_again_to_the_stream_that_the_gateway_has_named() -> None:
+    gateway = Gateway(python(ECHO))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        await gateway.send(Channel.RPC, LOG)
+        await gateway.until(lambda: gateway.rpc() == [LOG])
+        (seq,) = [each.key for each in gateway.messages if each.channel is Channel.RPC]
+        await gateway.tell(do="routed", seq=seq, to=GENERAL, at=99)
+        for ticket, where, after in ((1, None, 0), (2, GENERAL, 0), (3, GENERAL, 99)):
+            await gateway.tell(do="replay", ticket=ticket, to=where, after=after)
+        await gateway.until(lambda: len(gateway.replayed()) == 4)
+        await running.stop()
+    assert gateway.replayed() == [
+        Replayed(1, 0, b""),
+        Replayed(2, 99, LOG),
+        Replayed(2, 0, b""),
+        Replayed(3, 0, b""),
+    ]
+
+
+COMMANDS = [b"[]", b"{}", b'{"do":"dance"}', b'{"do":"routed","seq":"x","to":"","at":1}']
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_command_of_a_later_gateway_breaks_nothing(command: bytes) -> None:
+    gateway = Gateway(python(ECHO))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        await gateway.send(Channel.CMD, command)
+        await gateway.send(Channel.RPC, b"{}")
+        await gateway.until(lambda: gateway.rpc() == [b"{}"])
+        assert await running.stop() == 0
+    assert len(gateway.requests) == 1
+
+
+async def test_command_that_is_no_json_breaks_the_protocol() -> None:
+    gateway = Gateway(python(ECHO + "\nsys.exit(3)"))
+    async with joined(gateway) as running:
+        await gateway.until_spawned()
+        await gateway.send(Channel.CMD, b"\xff")
+        assert await running.status() == 3
+    assert gateway.close_codes == [CloseCode.PROTOCOL_VIOLATION]
 
 
 # A gateway that does not consume

@@ -56,3 +56,16 @@ def test_real_pauses_stay_within_their_spans() -> None:
 
 def test_agents_that_lost_the_same_gateway_do_not_dial_together() -> None:
     assert len({Backoff(7).wait_s() for _ in range(20)}) == 20
+
+
+def test_agent_of_a_gateway_that_drained_spreads_its_next_dial_over_a_second(
+    spans: list[tuple[float, float]],
+) -> None:
+    backoff = Backoff()
+    backoff.spread = True
+    assert [backoff.wait_s(), backoff.wait_s()] == pytest.approx([1.0, 0.2])
+
+
+def test_spread_never_shortens_a_pause(spans: list[tuple[float, float]]) -> None:
+    backoff = Backoff(attempt=6, spread=True)
+    assert backoff.wait_s() == pytest.approx(6.4)

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.sessions.credentials import JoinDesk, SessionKeys, TokenRefused, TokenReplayed
+from gateway.sessions.credentials import (
+    JoinDesk,
+    SessionKeys,
+    TokenRefused,
+    TokenReplayed,
+    proof_of,
+)
 
 SECRET = b"a secret of this deployment, long enough"
 EXPIRES = 100.0
@@ -64,7 +70,9 @@ def test_keys_differ_and_are_visible_ascii() -> None:
 
 
 def test_public_id_tells_keys_apart_and_holds_nothing_of_them() -> None:
-    assert SessionKeys.public_id("aaaa.bbbb") == f"s-{sha256('aaaa.bbbb')[:12]}"
+    fingerprint = SessionKeys.fingerprint("aaaa.bbbb")
+    assert fingerprint == sha256("aaaa.bbbb")
+    assert SessionKeys.public_id(fingerprint) == f"s-{sha256('aaaa.bbbb')[:12]}"
 
 
 def test_repr_of_the_keys_shows_no_secret() -> None:
@@ -228,6 +236,41 @@ def test_refused_proof_does_not_use_the_token_up() -> None:
         desk.burn(token, "short", "boot")
     desk.burn(token, PROOF, "boot")
     assert desk.recognise(f"rr_launch.{RESUME}", 0.0) == "key"
+
+
+def adopted() -> JoinDesk:
+    """Return a desk of a process that never minted the token of this launch."""
+    desk = JoinDesk(Draw())
+    desk.adopt("launch", "key", PROOF, "boot")
+    return desk
+
+
+def test_adopted_agent_resumes_with_the_secret_that_it_proved_elsewhere() -> None:
+    desk = adopted()
+    assert desk.recognise(f"rr_launch.{RESUME}", 0.0) == "key"
+    desk.burn(f"rr_launch.{RESUME}", PROOF, "boot")
+
+
+@pytest.mark.parametrize("secret", ["", RESUME, "a" * 32, PROOF])
+def test_nobody_joins_a_launch_that_was_adopted(secret: str) -> None:
+    with pytest.raises(TokenRefused):
+        adopted().recognise(f"rj_launch.{secret}", 0.0)
+
+
+@pytest.mark.parametrize(("proof", "boot_id"), [(OTHER, "boot"), (PROOF, "another boot")])
+def test_adopted_agent_is_the_only_process_that_resumes(proof: str, boot_id: str) -> None:
+    with pytest.raises(TokenReplayed):
+        adopted().burn(f"rr_launch.{RESUME}", proof, boot_id)
+
+
+def test_resume_credential_amounts_to_the_proof_that_the_join_told() -> None:
+    assert proof_of(f"rr_launch.{RESUME}") == ("launch", PROOF)
+
+
+@pytest.mark.parametrize("credential", ["", "rr_launch", "rr_launch.", "rj_launch.secret", "word"])
+def test_what_is_no_resume_credential_amounts_to_no_proof(credential: str) -> None:
+    with pytest.raises(TokenRefused):
+        proof_of(credential)
 
 
 def test_desk_keeps_no_token_and_shows_no_session_key() -> None:

@@ -17,7 +17,6 @@ from gateway.jsonrpc import (
     Kind,
     Params,
     error_response,
-    negotiated_revision,
     one_line,
     params_of,
     peek,
@@ -211,7 +210,7 @@ def test_each_line_end_becomes_a_blank_and_nothing_else_changes(raw: bytes, line
     assert one_line(raw) == line
 
 
-# params_of and negotiated_revision
+# params_of
 
 
 def test_params_hold_what_routing_needs() -> None:
@@ -237,29 +236,6 @@ def test_name_of_another_type_does_not_hide_the_token() -> None:
     params = params_of(peek(request(b'{"name":[1],"_meta":{"progressToken":0}}')))
     assert params.meta is not UNSET
     assert params.meta.progressToken == 0
-
-
-@pytest.mark.parametrize(
-    ("result", "revision"),
-    [
-        (b'{"protocolVersion":"2025-06-18"}', "2025-06-18"),
-        (b'{"protocolVersion":"2025-06-18","capabilities":{"a":[1]}}', "2025-06-18"),
-        (b'{"protocolVersion":20250618}', None),
-        (b'{"protocolVersion":null}', None),
-        (b"{}", None),
-        (b"[]", None),
-        (b'"2025-06-18"', None),
-        (b"null", None),
-    ],
-)
-def test_negotiated_revision_is_the_text_in_the_result(result: bytes, revision: str | None) -> None:
-    envelope = peek(b'{"jsonrpc":"2.0","id":1,"result":' + result + b"}")
-    assert negotiated_revision(envelope) == revision
-
-
-def test_error_answer_negotiates_no_revision() -> None:
-    envelope = peek(b'{"jsonrpc":"2.0","id":1,"error":{"protocolVersion":"2025-06-18"}}')
-    assert negotiated_revision(envelope) is None
 
 
 # error_response

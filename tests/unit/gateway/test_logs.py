@@ -128,9 +128,13 @@ def test_facts_that_are_empty_are_left_out_and_zero_is_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure("info", "json")
-    log_sink()(events.Closed(session="s", reason="idle", seconds=0.0, calls=0, detail=""))
+    closed = events.Closed(
+        session="s", reason="idle", seconds=0.0, calls=0, dropped=0, peak_buffer_bytes=0, detail=""
+    )
+    log_sink()(closed)
     (entry,) = written(capsys)
-    assert set(entry) == {"timestamp", "level", "event", "session", "reason", "seconds", "calls"}
+    facts = {"reason", "seconds", "calls", "dropped", "peak_buffer_bytes"}
+    assert set(entry) == {"timestamp", "level", "event", "session", *facts}
 
 
 @pytest.mark.parametrize(

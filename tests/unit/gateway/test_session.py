@@ -12,8 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyno_agent.link import DEFAULT_LIMITS, Channel, Endpoint, Limits, ProtocolViolation
+from dyno_agent.link import (
+    DEFAULT_LIMITS,
+    Channel,
+    Endpoint,
+    Limits,
+    Message,
+    ProtocolViolation,
+)
+from dyno_agent.link.limits import REPLAY_HEAD_BYTES
+from dyno_agent.link.resumption import (
+    GENERAL,
+    MAX_ID,
+    JournalPage,
+    Replayed,
+    RunningCall,
+    digest,
+    label,
+    position,
+)
 from gateway import events
+from gateway.eras.correlation import MAX_ASKS, MAX_CALLS, MAX_PARKED
 from gateway.errors import (
     BadMessage,
     Busy,
@@ -23,24 +42,15 @@ from gateway.errors import (
 )
 from gateway.jsonrpc import error_response, peek
 from gateway.registry.servers import ServerDefinition
+from gateway.sessions.backlog import BACKLOG_BYTES, BACKLOG_MESSAGES
+from gateway.sessions.chatter import LAST_WORD, LAST_WORDS, LOG_LINES_PER_S, NOISE_SAMPLE
+from gateway.sessions.delivery import Delivery
 from gateway.sessions.record import Reason, SessionRecord, State, Step
-from gateway.sessions.session import (
-    BACKLOG_BYTES,
-    BACKLOG_MESSAGES,
-    LAST_WORD,
-    LAST_WORDS,
-    LOG_LINES_PER_S,
-    MAX_ASKS,
-    MAX_CALLS,
-    NOISE_SAMPLE,
-    QUIET_S,
-    Delivery,
-    Session,
-)
+from gateway.sessions.session import QUIET_S, Session
 
 TIGHT = Limits(
     message_bytes=100_000,
-    window_bytes=165_536,
+    window_bytes=165_552,
     window_frames=16,
     ack_bytes=10_000,
     ack_frames=4,
@@ -64,6 +74,14 @@ def progress(token: int | str) -> bytes:
 
 def cancellation(request_id: int | str) -> bytes:
     return message(method="notifications/cancelled", params={"requestId": request_id})
+
+
+def all_frames(end: Endpoint, at: float = 0.0) -> list[bytes]:
+    """What may go out, to the end: a shell writes a part at a time."""
+    found: list[bytes] = []
+    while frames := end.frames_to_send(at):
+        found += frames
+    return found
 
 
 class Play:
@@ -96,20 +114,37 @@ class Play:
         return raw
 
     def notifies(self, raw: bytes, at: float = 0.0) -> Deliveries:
-        return self.session.notify(peek(raw), raw, at)
+        return self.session.notify(peek(raw), raw, at)[1]
 
     def responds(self, raw: bytes) -> None:
         self.session.respond(peek(raw), raw, 0.0)
+
+    def opened(self, stream: str) -> tuple[str | None, list[tuple[str, bytes, bool]]]:
+        """Open a general stream: the one it replaces, and what waited for it."""
+        replaced, waiting = self.session.open_general(stream)
+        return replaced, where(waiting)
+
+    def writes(self, delivery: Delivery[str]) -> None:
+        """The delivery's bytes went out to its stream."""
+        assert delivery.message is not None
+        self.session.delivered(delivery)
 
     # The agent
 
     def sends(self, channel: Channel, payload: bytes, at: float = 0.0) -> Deliveries:
         self.agent.send(channel, payload)
-        frames = self.agent.frames_to_send(at)
+        frames = all_frames(self.agent, at)
         return [delivery for frame in frames for delivery in self.session.receive(frame, at)]
 
     def says(self, raw: bytes, at: float = 0.0) -> Deliveries:
         return self.sends(Channel.RPC, raw, at)
+
+    def told_agent(self) -> list[dict[str, Any]]:
+        """What the agent was told to do since the last look."""
+        return [json.loads(got.payload) for got in self._read() if got.channel is Channel.CMD]
+
+    def replays(self, ticket: int, seq: int, raw: bytes) -> Deliveries:
+        return self.sends(Channel.REPLAY, Replayed(ticket, position(seq), raw).encode())
 
     def answers(self, request_id: int | str, at: float = 0.0) -> Deliveries:
         return self.says(message(id=request_id, result={}), at)
@@ -119,18 +154,22 @@ class Play:
         return self.sends(Channel.EVENT, payload, at)
 
     def child_reads(self) -> list[bytes]:
+        """What the child was given since the last look."""
+        return [got.payload for got in self._read() if got.channel is Channel.RPC]
+
+    def _read(self) -> list[Message]:
         read = []
-        for frame in self.link.frames_to_send(0.0):
+        for frame in all_frames(self.link):
             got = self.agent.receive(frame, 0.0)
             if got is not None:
                 self.agent.consumed(got)
-                read.append(got.payload)
+                read.append(got)
         return read
 
     def acknowledged(self) -> bool:
         """True when everything the agent sent was taken over by somebody."""
         self._clock += DEFAULT_LIMITS.heartbeat_s
-        for frame in self.link.frames_to_send(0.0) + self.link.tick(self._clock):
+        for frame in all_frames(self.link) + self.link.tick(self._clock):
             self.agent.receive(frame, 0.0)
         return self.agent.settled
 
@@ -268,7 +307,7 @@ def test_response_nobody_asked_for_is_dropped_and_told(play: Play, request_id: A
     play.calls(1, "A")
     assert play.says(message(id=request_id, error={})) == []
     assert play.dropped() == ["response"]
-    assert play.session.calling
+    assert play.session.calls == 1
 
 
 def test_dropped_message_is_acknowledged(play: Play) -> None:
@@ -289,16 +328,11 @@ def initialize(play: Play) -> None:
     play.calls(0, "A", method="initialize")
 
 
-def test_revision_is_noted_from_the_result_of_initialize(play: Play) -> None:
+def test_initialize_that_succeeds_ends_nothing(play: Play) -> None:
     initialize(play)
-    play.says(message(id=0, result={"protocolVersion": "2025-06-18"}))
-    assert (play.record.revision, play.session.ending) == ("2025-06-18", None)
-
-
-def test_revision_in_the_result_of_another_method_is_not_noted(play: Play) -> None:
-    play.calls(0, "A")
-    play.says(message(id=0, result={"protocolVersion": "2025-06-18"}))
-    assert play.record.revision is None
+    raw = message(id=0, result={"protocolVersion": "2025-06-18"})
+    assert where(play.says(raw)) == [("A", raw, True)]
+    assert play.session.ending is None
 
 
 def test_refused_initialize_is_delivered_and_ends_the_session(play: Play) -> None:
@@ -363,15 +397,14 @@ def test_log_after_the_only_call_ended_waits_for_a_stream(play: Play) -> None:
     play.calls(1, "A")
     play.answers(1)
     assert play.says(LOG) == []
-    assert play.session.open_general("GET") == (None, [Delivery("GET", LOG)])
+    assert play.opened("GET") == (None, [("GET", LOG, False)])
 
 
 def test_what_waited_is_delivered_once_and_in_order(play: Play) -> None:
     waiting = [LOG, message(id="q", method="ping"), message(method="notifications/x")]
     assert [play.says(raw) for raw in waiting] == [[], [], []]
-    first = play.session.open_general("GET")
-    assert first == (None, [Delivery("GET", raw) for raw in waiting])
-    assert play.session.open_general("NEW") == ("GET", [])
+    assert play.opened("GET") == (None, [("GET", raw, False) for raw in waiting])
+    assert play.opened("NEW") == ("GET", [])
 
 
 def test_backlog_holds_so_many_messages_and_tells_what_it_dropped(play: Play) -> None:
@@ -409,16 +442,16 @@ def test_what_a_stream_did_not_write_waits_for_the_next_one(play: Play) -> None:
     (delivery,) = play.says(LOG)
     play.session.stream_gone("GET")
     play.session.undelivered(delivery)
-    assert play.session.open_general("NEW") == (None, [Delivery("NEW", LOG)])
+    assert play.opened("NEW") == (None, [("NEW", LOG, False)])
     assert play.acknowledged()
 
 
-def test_answer_that_a_stream_did_not_write_is_dropped_and_told(play: Play) -> None:
+def test_answer_that_a_stream_did_not_write_stays_with_the_agent_alone(play: Play) -> None:
     play.calls(1, "A")
     (delivery,) = play.answers(1)
     play.child_reads()
     play.session.undelivered(delivery)
-    assert (play.dropped(), play.session.open_general("GET")) == (["response"], (None, []))
+    assert (play.dropped(), play.opened("GET")) == ([], (None, []))
     assert play.acknowledged()
 
 
@@ -500,7 +533,7 @@ def test_child_is_told_when_too_many_of_its_requests_wait(play: Play) -> None:
 def test_cancellation_ends_the_stream_without_a_message(play: Play) -> None:
     play.calls(1, "A")
     assert play.notifies(cancellation(1)) == [Delivery("A", b"", last=True)]
-    assert (play.outcomes(), play.session.calling) == ([("1", "cancelled")], False)
+    assert (play.outcomes(), play.session.calls) == ([("1", "cancelled")], 0)
 
 
 def test_bytes_of_a_cancellation_reach_the_child_unchanged(play: Play) -> None:
@@ -535,19 +568,19 @@ def test_cancellation_of_no_call_is_passed_on_and_ends_nothing(
     asked = play.calls(1, "A")
     assert play.notifies(cancellation(request_id)) == []
     assert play.child_reads() == [asked, cancellation(request_id)]
-    assert play.session.calling
+    assert play.session.calls == 1
 
 
 def test_other_notification_with_the_id_of_a_call_ends_nothing(play: Play) -> None:
     play.calls(1, "A")
     play.notifies(message(method="notifications/x", params={"requestId": 1}))
-    assert play.session.calling
+    assert play.session.calls == 1
 
 
 def test_cancellation_of_a_call_whose_client_hung_up_delivers_nothing(play: Play) -> None:
     play.calls(1, "A")
     play.session.stream_gone("A")
-    assert (play.notifies(cancellation(1)), play.session.calling) == ([], False)
+    assert (play.notifies(cancellation(1)), play.session.calls) == ([], 0)
 
 
 # Disconnects
@@ -556,14 +589,14 @@ def test_cancellation_of_a_call_whose_client_hung_up_delivers_nothing(play: Play
 def test_call_goes_on_when_its_client_hangs_up(play: Play) -> None:
     asked = play.calls(1, "A")
     play.session.stream_gone("A")
-    assert (play.session.calling, play.child_reads()) == (True, [asked])
+    assert (play.session.calls, play.child_reads()) == (1, [asked])
 
 
-def test_answer_to_a_client_that_hung_up_is_dropped_and_told(play: Play) -> None:
+def test_answer_to_a_client_that_hung_up_stays_with_the_agent_alone(play: Play) -> None:
     play.calls(1, "A")
     play.session.stream_gone("A")
     play.child_reads()
-    assert (play.answers(1), play.dropped(), play.outcomes()) == ([], ["response"], [("1", "ok")])
+    assert (play.answers(1), play.dropped(), play.outcomes()) == ([], [], [("1", "ok")])
     assert play.acknowledged()
 
 
@@ -580,7 +613,283 @@ def test_nothing_is_delivered_to_a_general_stream_that_is_gone(play: Play) -> No
     assert play.says(LOG) == []
 
 
+# Requests that are sent again
+
+
+def test_request_whose_connection_broke_is_made_once_and_answered_to_the_new_stream(
+    play: Play,
+) -> None:
+    asked = play.calls(1, "A")
+    play.session.stream_gone("A")
+    play.calls(1, "B")
+    assert play.child_reads() == [asked]
+    play.replays(1, 0, b"")
+    assert [d.stream for d in play.answers(1)] == ["B"]
+
+
+def test_repeated_request_has_the_ordinal_of_the_first_and_a_stream_from_the_start(
+    play: Play,
+) -> None:
+    play.says(LOG)
+    raw = message(id=1, method="x")
+    first, since = play.session.request(peek(raw), raw, "A", 0.0)
+    play.session.stream_gone("A")
+    assert (first, since) == (1, play.session.position)
+    assert play.session.request(peek(raw), raw, "B", 0.0) == (1, 0)
+
+
+def test_another_request_with_the_id_of_an_abandoned_one_is_refused(play: Play) -> None:
+    asked = play.calls(1, "A")
+    play.session.stream_gone("A")
+    with pytest.raises(DuplicateId):
+        play.calls(1, "B", name="another")
+    assert play.child_reads() == [asked]
+
+
+def test_request_repeated_after_its_answer_asks_the_agent_for_it(play: Play) -> None:
+    play.calls(1, "A")
+    play.child_reads()
+    play.session.stream_gone("A")
+    play.answers(1)
+    play.calls(1, "B")
+    assert play.told_agent() == [{"do": "replay", "ticket": 1, "to": "i1", "after": 0}]
+    answer = message(id=1, result={})
+    assert where(play.replays(1, 1, answer)) == [("B", answer, True)]
+
+
+def test_request_repeated_after_its_written_answer_is_a_new_one(play: Play) -> None:
+    asked = play.calls(1, "A")
+    (delivery,) = play.answers(1)
+    play.writes(delivery)
+    play.calls(1, "B")
+    assert play.child_reads() == [asked, asked]
+
+
+def test_so_many_answers_are_remembered_for_clients_that_hung_up(play: Play) -> None:
+    for number in range(MAX_PARKED + 1):
+        play.calls(number, "A")
+        play.session.stream_gone("A")
+        play.answers(number)
+    play.child_reads()
+    forgotten, kept = play.calls(0, "B"), play.calls(1, "B")
+    read = play.child_reads()
+    assert forgotten in read
+    assert kept not in read
+
+
+# Streams that continue
+
+
+def test_message_that_names_no_call_is_told_to_the_agent_with_its_stream(play: Play) -> None:
+    play.session.open_general("GET")
+    (delivery,) = play.says(LOG)
+    play.writes(delivery)
+    assert play.told_agent() == [{"do": "routed", "seq": 1, "to": GENERAL, "at": delivery.position}]
+
+
+@pytest.mark.parametrize("raw", [progress(5), message(id=1, result={})])
+def test_message_that_names_its_call_is_not_told_to_the_agent(play: Play, raw: bytes) -> None:
+    play.calls(1, "A", _meta={"progressToken": 5})
+    (delivery,) = play.says(raw)
+    play.writes(delivery)
+    assert play.told_agent() == []
+
+
+def test_stream_that_continues_a_call_gets_what_it_missed_then_what_is_new(play: Play) -> None:
+    play.calls(1, "A", _meta={"progressToken": 5})
+    play.session.stream_gone("A")
+    assert play.session.resume("B", "i1", 0) is None
+    assert play.told_agent() == [{"do": "replay", "ticket": 1, "to": "i1", "after": 0}]
+    assert play.says(progress(5)) == []  # the agent sends it again as well
+    again = play.replays(1, 1, progress(5))
+    assert [(d.stream, d.position) for d in again] == [("B", position(1))]
+    assert play.replays(1, 0, b"") == []
+    assert where(play.says(progress(5))) == [("B", progress(5), False)]
+    assert where(play.answers(1)) == [("B", message(id=1, result={}), True)]
+
+
+def test_stream_that_continues_is_not_given_what_its_client_has(play: Play) -> None:
+    play.calls(1, "A", _meta={"progressToken": 5})
+    play.session.stream_gone("A")
+    play.session.resume("B", "i1", position(3))
+    assert play.replays(1, 3, progress(5)) == []
+    assert play.acknowledged()
+
+
+def test_first_copy_of_a_replayed_answer_is_swallowed(play: Play) -> None:
+    play.calls(1, "A")
+    play.session.stream_gone("A")
+    play.session.resume("B", "i1", 0)
+    answer = message(id=1, result={})
+    assert where(play.replays(1, 1, answer)) == [("B", answer, True)]
+    play.replays(1, 0, b"held")
+    assert (play.says(answer), play.dropped()) == ([], [])
+
+
+def test_stream_of_an_unknown_call_ends_with_answer_gone(play: Play) -> None:
+    play.session.resume("B", "i9", 0)
+    assert failures(play.replays(1, 0, b"")) == [("B", 9, "answer_gone")]
+
+
+def test_stream_whose_client_has_the_answer_ends_without_a_message(play: Play) -> None:
+    play.session.resume("B", "i9", 7)
+    assert where(play.replays(1, 0, b"held")) == [("B", b"", True)]
+
+
+def test_streams_that_continue_are_asked_for_one_at_a_time(play: Play) -> None:
+    play.session.resume("A", "i1", 0)
+    play.session.resume("B", "i2", 0)
+    first = [command["to"] for command in play.told_agent()]
+    play.replays(1, 0, b"")
+    assert (first, [command["to"] for command in play.told_agent()]) == (["i1"], ["i2"])
+
+
+def test_stream_that_is_gone_before_its_turn_is_not_asked_for(play: Play) -> None:
+    play.session.resume("A", "i1", 0)
+    play.session.resume("B", "i2", 0)
+    play.session.stream_gone("B")
+    play.replays(1, 0, b"")
+    assert [command["to"] for command in play.told_agent()] == ["i1"]
+
+
+def test_replayed_answer_to_another_call_ends_nobodys_stream(play: Play) -> None:
+    play.calls(1, "A")
+    play.session.resume("B", "i2", 0)
+    assert play.replays(1, 9, message(id=1, result={})) == []
+    assert [d.stream for d in play.answers(1)] == ["A"]
+
+
+@pytest.mark.parametrize("ticket", [0, 2])
+def test_replay_that_nobody_asked_for_is_dropped_and_told(play: Play, ticket: int) -> None:
+    play.calls(1, "A")
+    play.session.stream_gone("A")
+    play.session.resume("B", "i1", 0)
+    assert play.replays(ticket, 1, message(id=1, result={})) == []
+    assert (play.dropped(), play.acknowledged()) == (["replay"], True)
+
+
+def test_general_stream_that_continues_lets_what_is_new_wait_for_what_it_missed(
+    play: Play,
+) -> None:
+    assert play.session.open_general("GET", 3) == (None, [])
+    assert play.says(LOG) == []
+    missed = message(method="missed")
+    assert where(play.replays(1, 4, missed)) == [("GET", missed, False)]
+    assert where(play.replays(1, 0, b"")) == [("GET", LOG, False)]
+
+
+# A session that another process began
+
+
+def hydrate(play: Play, **journal: Any) -> None:
+    """Start in the middle: one message of the child went to an earlier process."""
+    play.says(b"noise")
+    play.session.hydrate([JournalPage(**journal, last=True)], 0.0)
+
+
+def running(request_id: int | str, raw: bytes, *, method: str = "tools/call") -> RunningCall:
+    return RunningCall(request_id, method, None, 5, digest(raw), 2.0)
+
+
+def test_call_of_an_earlier_process_is_answered_to_the_client_that_repeats_it(play: Play) -> None:
+    raw = message(id=1, method="tools/call", params={})
+    play.session.hydrate([JournalPage(calls=(running(1, raw),), last=True)], 10.0)
+    play.calls(1, "B")
+    assert raw not in play.child_reads()
+    for ticket in (1, 2):
+        play.replays(ticket, 0, b"")
+    assert where(play.says(progress(5))) == [("B", progress(5), False)]
+    assert [d.stream for d in play.answers(1)] == ["B"]
+
+
+def test_call_of_an_earlier_process_is_as_old_as_its_agent_says(play: Play) -> None:
+    raw = message(id=1, method="x")
+    play.session.hydrate([JournalPage(calls=(running(1, raw),), last=True)], 10.0)
+    play.session.tick(8.0 + TIMEOUT_S - 0.001)
+    before = play.session.calls
+    play.session.tick(8.0 + TIMEOUT_S)
+    assert (before, play.session.calls) == (1, 0)
+
+
+def test_ask_of_an_earlier_process_can_be_answered(play: Play) -> None:
+    play.session.hydrate([JournalPage(asks=("q",), last=True)], 0.0)
+    play.child_reads()
+    play.responds(message(id="q", result={}))
+    assert play.child_reads() == [message(id="q", result={})]
+
+
+def test_ask_that_an_earlier_process_has_written_is_not_delivered_again(play: Play) -> None:
+    play.session.open_general("GET")
+    play.session.hydrate([JournalPage(asks=("q",), routed={1: GENERAL}, last=True)], 0.0)
+    assert play.says(message(id="q", method="roots/list")) == []
+    play.responds(message(id="q", result={}))
+    assert play.acknowledged()
+
+
+def test_what_an_earlier_process_found_no_stream_for_waits_for_one(play: Play) -> None:
+    hydrate(play)
+    assert play.told_agent() == [{"do": "replay", "ticket": 1, "to": None, "after": 0}]
+    assert play.replays(1, 1, LOG) == []
+    play.replays(1, 0, b"")
+    assert play.opened("GET") == (None, [("GET", LOG, False)])
+
+
+def test_what_came_to_this_process_itself_is_not_taken_a_second_time(play: Play) -> None:
+    hydrate(play)
+    play.says(LOG)
+    assert play.replays(1, 2, LOG) == []
+    play.replays(1, 0, b"")
+    assert play.opened("GET") == (None, [("GET", LOG, False)])
+
+
+def test_question_of_an_earlier_process_waits_for_a_stream_only_while_it_is_open(
+    play: Play,
+) -> None:
+    hydrate(play, asks=("open",))
+    still, answered = (message(id=which, method="roots/list") for which in ("open", "answered"))
+    play.replays(1, 1, answered)
+    play.replays(1, 1, still)
+    play.replays(1, 0, b"")
+    assert play.opened("GET") == (None, [("GET", still, False)])
+
+
+@pytest.mark.parametrize(("method", "booted"), [("initialize", False), ("tools/call", True)])
+def test_session_counts_as_booted_unless_its_initialize_still_runs(
+    play: Play, method: str, booted: bool
+) -> None:
+    page = JournalPage(calls=(running(1, b"", method=method),), last=True)
+    play.session.hydrate([page], 0.0)
+    assert play.session.booted is booted
+
+
+def test_journal_enters_no_more_calls_than_a_client_may_have(play: Play) -> None:
+    calls = tuple(running(number, b"") for number in range(MAX_CALLS + 5))
+    play.session.hydrate([JournalPage(calls=calls, last=True)], 0.0)
+    assert play.session.calls == MAX_CALLS
+
+
 # Refusals
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        message(id="x" * (MAX_ID + 1), method="x"),
+        message(id=1, method="x", params={"_meta": {"progressToken": "x" * (MAX_ID + 1)}}),
+    ],
+    ids=["id", "token"],
+)
+def test_request_with_an_id_too_long_to_be_carried_along_is_refused(play: Play, raw: bytes) -> None:
+    with pytest.raises(BadMessage):
+        play.session.request(peek(raw), raw, "A", 0.0)
+    assert (play.child_reads(), play.session.calls) == ([], 0)
+
+
+def test_request_of_the_child_with_an_id_too_long_is_refused(play: Play) -> None:
+    play.session.open_general("GET")
+    request_id = "x" * (MAX_ID + 1)
+    assert play.says(message(id=request_id, method="ping")) == []
+    assert refusals(play.child_reads()) == [(request_id, -32603, "busy")]
 
 
 def test_duplicate_id_is_refused_and_the_first_call_is_answered(play: Play) -> None:
@@ -611,7 +920,7 @@ def test_session_whose_child_does_not_read_takes_no_request() -> None:
     fill(play)
     with pytest.raises(Busy):
         play.calls(1, "A")
-    assert not play.session.calling
+    assert play.session.calls == 0
 
 
 def test_session_whose_child_does_not_read_takes_no_notification() -> None:
@@ -626,7 +935,7 @@ def test_session_takes_requests_again_once_its_child_has_read() -> None:
     play = Play(TIGHT)
     fill(play)
     play.child_reads()
-    for frame in play.agent.frames_to_send(0.0):
+    for frame in all_frames(play.agent):
         play.session.receive(frame, 0.0)
     asked = play.calls(1, "A")
     assert play.child_reads() == [asked]
@@ -654,7 +963,7 @@ def test_request_that_was_refused_for_its_size_is_no_running_call() -> None:
     play, raw = Play(TIGHT), request_of(TIGHT.message_bytes + 1)
     with pytest.raises(MessageTooBig):
         play.session.request(peek(raw), raw, "A", 0.0)
-    assert not play.session.calling
+    assert play.session.calls == 0
 
 
 # What the agent tells of the child
@@ -711,7 +1020,7 @@ def test_failing_session_answers_all_calls_in_the_childs_place(play: Play) -> No
     assert failures(answered) == [("A", 1, "session_ended"), ("B", "1", "session_ended")]
     assert [d.raw for d in answered] == [error_response(i, SessionEnded("over")) for i in (1, "1")]
     assert play.outcomes() == [(c, "session_ended") for c in ("1", "1", "2")]
-    assert not play.session.calling
+    assert play.session.calls == 0
 
 
 def test_dropped_oversized_message_fails_every_running_call(play: Play) -> None:
@@ -748,7 +1057,7 @@ def test_last_words_are_the_last_lines_each_cut_to_a_bound(play: Play) -> None:
     for number in range(LAST_WORDS + 1):
         play.sends(Channel.LOG, log_line(f"{number} " + "x" * LAST_WORD))
     words = [f"{n} {'x' * LAST_WORD}"[:LAST_WORD] for n in range(1, LAST_WORDS + 1)]
-    assert list(play.session.last_words) == words
+    assert list(play.session.chatter.last_words) == words
 
 
 def test_noise_is_counted_and_sampled_and_reaches_nobody(play: Play) -> None:
@@ -866,7 +1175,7 @@ def test_refusals_for_a_child_that_asks_and_never_reads_are_bounded() -> None:
     play = Play(TIGHT)
     for number in range(3000):
         assert play.says(message(id=number, method="ping")) == []
-        for frame in play.link.frames_to_send(0.0):  # acknowledgements arrive, nothing is read
+        for frame in all_frames(play.link):  # acknowledgements arrive, nothing is read
             play.agent.receive(frame, 0.0)
     assert play.link.backlog(Channel.RPC) <= TIGHT.window_bytes
 
@@ -887,8 +1196,14 @@ near_reports = st.fixed_dictionaries(
         ("pid", "message", "code", "signal", "stderr_tail", "bytes", "limit", "seconds"), json_bits
     ),
 ).map(lambda report: json.dumps(report).encode())
+near_replays = st.builds(
+    Replayed, st.integers(0, 3), st.sampled_from([0, 1, 2, 9, 2**64 - 1]), near_messages
+).map(Replayed.encode)
 hostile = st.lists(
-    st.tuples(st.sampled_from(list(Channel)), st.binary(max_size=40) | near_messages | near_reports)
+    st.tuples(st.just(Channel.REPLAY), near_replays)
+    | st.tuples(
+        st.sampled_from(list(Channel)), st.binary(max_size=40) | near_messages | near_reports
+    )
     | st.tuples(st.just(Channel.RPC), near_messages)
     | st.tuples(st.just(Channel.EVENT), near_reports),
     max_size=20,
@@ -896,7 +1211,7 @@ hostile = st.lists(
 
 
 def stage() -> Play:
-    """Two calls that run, one that ended, one whose client hung up, a GET stream that is gone."""
+    """Calls that run, one that ended, one whose client came back, a GET stream that is gone."""
     play = Play()
     play.session.open_general("GET")
     play.session.stream_gone("GET")
@@ -904,6 +1219,7 @@ def stage() -> Play:
         play.calls(request_id, stream, _meta={"progressToken": request_id})
     play.answers(2)
     play.session.stream_gone("gone")
+    play.session.resume("back", label(3), 1)
     return play
 
 
@@ -914,9 +1230,15 @@ def test_agent_can_say_nothing_that_raises_or_reaches_a_stranger(
 ) -> None:
     play = stage()
     ended: list[str] = []
-    owners = {"A": 1, "B": "1"}
+    owners = {"A": 1, "B": "1", "back": 3}
     for channel, payload in said:
-        for delivery in play.sends(channel, payload):
+        try:
+            deliveries = play.sends(channel, payload)
+        except ProtocolViolation:
+            assert channel is Channel.REPLAY
+            assert len(payload) < REPLAY_HEAD_BYTES
+            return
+        for delivery in deliveries:
             assert delivery.stream in owners
             assert delivery.stream not in ended
             if delivery.last:
@@ -928,12 +1250,12 @@ def test_agent_can_say_nothing_that_raises_or_reaches_a_stranger(
                 ended.append(delivery.stream)
     if play.session.ending is not None:
         ended += [d.stream for d in play.session.fail(play.session.ending.error, 0.0)]
-        assert sorted(ended) == ["A", "B"]
+        assert sorted(ended) == ["A", "B", "back"]
 
 
 headers = st.tuples(
     st.sampled_from([0, 0x10, 0x20, 0x21, 0xFF]),
-    st.integers(0, 2),
+    st.integers(0, 4),
     st.integers(0, 5),
     st.sampled_from([0, 1, 2, 3, 2**63, 2**64 - 1]),
     st.sampled_from([0, 1, 2, 2**64 - 1]),

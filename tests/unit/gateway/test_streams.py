@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.sessions.session import Delivery
+from gateway.sessions.delivery import Delivery
 from gateway.sessions.streams import Item, Outbox
 
 WAIT_S = 5.0
@@ -20,64 +20,100 @@ def items(outbox: Outbox, count: int) -> list[Item]:
     return [Delivery(outbox, b"%d" % number) for number in range(count)]
 
 
-async def test_deliveries_are_taken_in_order() -> None:
+def test_deliveries_are_taken_in_order() -> None:
     outbox = Outbox()
     put = items(outbox, 3)
     for item in put:
         outbox.put(item)
-    async with asyncio.timeout(WAIT_S):
-        taken = [await outbox.take() for _ in put]
+    taken = [outbox.take() for _ in put]
     assert [a is b for a, b in zip(taken, put, strict=True)] == [True] * 3
 
 
-async def test_waiting_handler_is_woken_by_a_delivery() -> None:
+@pytest.mark.parametrize("closes", [False, True])
+async def test_waiting_handler_is_woken_by_a_delivery_and_by_the_end(closes: bool) -> None:
     outbox = Outbox()
     (item,) = items(outbox, 1)
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
-        taking = tasks.create_task(outbox.take())
+        waiting = tasks.create_task(outbox.until_ready(WAIT_S * 2))
         await asyncio.sleep(0)
-        waited = not taking.done()
-        outbox.put(item)
-    assert (waited, taking.result() is item) == (True, True)
+        waited = not waiting.done()
+        if closes:
+            outbox.close()
+        else:
+            outbox.put(item)
+    assert (waited, outbox.ready) == (True, not closes)
 
 
-async def test_waiting_handler_is_woken_by_the_end() -> None:
-    outbox = Outbox()
-    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
-        taking = tasks.create_task(outbox.take())
-        await asyncio.sleep(0)
-        outbox.close()
-    assert taking.result() is None
-
-
-async def test_closed_outbox_still_gives_out_what_lies_in_it() -> None:
+def test_closed_outbox_still_gives_out_what_lies_in_it() -> None:
     outbox = Outbox()
     (item,) = items(outbox, 1)
     outbox.put(item)
     outbox.close()
-    async with asyncio.timeout(WAIT_S):
-        assert [await outbox.take(), await outbox.take(), await outbox.take()] == [item, None, None]
+    assert (outbox.take() is item, outbox.ready) == (True, False)
 
 
-async def test_take_that_was_cancelled_loses_nothing() -> None:
+async def test_wait_that_was_cancelled_loses_nothing() -> None:
     outbox = Outbox()
     (item,) = items(outbox, 1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0):
-            await outbox.take()
+            await outbox.until_ready(WAIT_S)
     outbox.put(item)
-    async with asyncio.timeout(WAIT_S):
-        assert await outbox.take() is item
+    assert outbox.take() is item
 
 
-async def test_rest_is_everything_not_taken_and_leaves_nothing() -> None:
+def test_rest_is_everything_not_taken_and_leaves_nothing() -> None:
     outbox = Outbox()
     put = items(outbox, 3)
     for item in put:
         outbox.put(item)
-    async with asyncio.timeout(WAIT_S):
-        await outbox.take()
+    outbox.take()
     assert (outbox.rest(), outbox.rest()) == (put[1:], [])
+
+
+async def test_looking_whether_something_waits_takes_nothing() -> None:
+    outbox = Outbox()
+    (item,) = items(outbox, 1)
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(outbox.until_ready(WAIT_S))
+        await asyncio.sleep(0)
+        before = (waiting.done(), outbox.ready)
+        outbox.put(item)
+    assert (before, outbox.ready, outbox.rest()) == ((False, False), True, [item])
+
+
+async def test_looking_ends_with_its_patience_or_with_the_outbox() -> None:
+    outbox = Outbox()
+    async with asyncio.timeout(WAIT_S):
+        await outbox.until_ready(0)
+        outbox.close()
+        await outbox.until_ready(WAIT_S * 2)
+    assert not outbox.ready
+
+
+def test_answer_that_comes_first_is_taken_alone() -> None:
+    outbox = Outbox()
+    answer = Delivery(outbox, b"{}", last=True)
+    outbox.put(answer)
+    assert (outbox.only_answer() is answer, outbox.ready) == (True, False)
+
+
+def test_anything_but_an_answer_is_left_for_a_stream() -> None:
+    outbox = Outbox()
+    put = [Delivery(outbox, b"note"), Delivery(outbox, b"{}", last=True)]
+    for item in put:
+        outbox.put(item)
+    assert (outbox.only_answer(), outbox.rest()) == (None, put)
+
+
+def test_end_without_a_message_is_left_for_a_stream() -> None:
+    outbox = Outbox()
+    outbox.put(Delivery(outbox, b"", last=True))
+    assert (outbox.only_answer(), outbox.ready) == (None, True)
+
+
+def test_empty_outbox_has_no_answer() -> None:
+    assert Outbox().only_answer() is None
 
 
 def test_outbox_is_open_until_it_is_closed() -> None:

@@ -1,0 +1,1 @@
+"""The soak: hundreds of sessions beside forced drops, then thousands of lives, and nothing left."""

@@ -47,8 +47,8 @@ ATTACHED_BYTES = 1024
 """The gateway's answer to the upgrade and its WELCOME are shorter: when so many bytes came down a
 connection, the link has gone on over it."""
 
-BLACK_HOLES = 1
-"""Each takes the 45 s after which a silent connection is given up."""
+DROPS_PER_BLACK_HOLE = 100
+"""Few: each takes the 45 s after which a silent connection is given up."""
 
 DROP_AFTER_S = (0.0, 0.2)
 CUT_AFTER = (0, 20_000)
@@ -291,7 +291,7 @@ class Proof:
         self._chance = random.Random(orders.seed)  # noqa: S311 - repeatable, not secret
         self._opened = 0
         self._began = time.monotonic()
-        self._black_holes = BLACK_HOLES
+        self._black_holes = orders.drops // DROPS_PER_BLACK_HOLE
 
     # What both phases share
 

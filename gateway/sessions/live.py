@@ -223,13 +223,13 @@ class Live:
                     boot_s=round(now - record.created, 3),
                 )
             )
-        elif self.lease.parted is not None:
+            return
+        parted_s = 0.0  # the agent was quicker to notice than we were
+        if self.lease.parted is not None:
             parted_s = round(now - self.lease.parted, 3)
             self.lease.parted = None
             record.move(Step.RESUME)
-            self._emit(
-                events.Resumed(session=record.session_id, epoch=self.epoch, parted_s=parted_s)
-            )
+        self._emit(events.Resumed(session=record.session_id, epoch=self.epoch, parted_s=parted_s))
 
     def part(self, attachment: Attachment, cause: str, now: float) -> None:
         """This attachment is gone. Nothing happens when a newer one took over."""

@@ -84,7 +84,7 @@ class Live:
 
     def open_outbox(self, label: str, *, resumable: bool) -> Outbox:
         """Return a new outbox that ends with the session. See `Outbox`."""
-        outbox = Outbox(label, since=self.session.position, resumable=resumable)
+        outbox = Outbox(label, since=self.session.routing.position, resumable=resumable)
         self._outboxes.add(outbox)
         return outbox
 
@@ -97,9 +97,9 @@ class Live:
         """
         waiting: list[Delivery[Outbox]] = []
         if outbox.label == GENERAL:
-            replaced, waiting = self.session.open_general(outbox, after)
+            replaced, waiting = self.session.routing.open_general(outbox, after)
         else:
-            replaced = self.session.resume(outbox, outbox.label, after or 0)
+            replaced = self.session.routing.resume(outbox, outbox.label, after or 0)
         if replaced is not None:
             replaced.continued = after is not None
             replaced.close()
@@ -109,10 +109,10 @@ class Live:
     def drop_outbox(self, outbox: Outbox) -> None:
         """The HTTP response is over: whatever was not written is given back to the link."""
         self._outboxes.discard(outbox)
-        self.session.stream_gone(outbox)
+        self.session.routing.stream_gone(outbox)
         for item in outbox.rest():
             self._give_back(item)
-        self.perform(self.session.flush())
+        self.perform(self.session.routing.flush())
         self._wake_if_news()
 
     @contextlib.contextmanager
@@ -124,12 +124,12 @@ class Live:
             self._give_back(item)
             self._wake_if_news()
             raise
-        self.session.delivered(item)
+        self.session.routing.delivered(item)
         self._wake_if_news()
 
     def _give_back(self, item: Item) -> None:
         if not item.stream.continued:
-            self.session.undelivered(item)
+            self.session.routing.undelivered(item)
         elif item.message is not None:
             self.session.link.consumed(item.message)
 
@@ -140,14 +140,14 @@ class Live:
             if delivery.stream in self._outboxes:
                 delivery.stream.put(delivery)
             else:
-                self.session.undelivered(delivery)
+                self.session.routing.undelivered(delivery)
 
     def hand_over(self) -> bool:
         """End the streams whose clients come back; return whether calls of others still run."""
         for outbox in [each for each in self._outboxes if each.resumable or not each.label]:
             outbox.close()
             self._outboxes.discard(outbox)
-            self.session.stream_gone(outbox)
+            self.session.routing.stream_gone(outbox)
         return bool(self._outboxes)
 
     def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> None:
@@ -162,7 +162,7 @@ class Live:
     @property
     def arriving(self) -> bool:
         """True while it is being rebuilt: messages of its client have to wait."""
-        return self.fresh or self.session.hydrating
+        return self.fresh or self.session.routing.hydrating
 
     @property
     def attached(self) -> bool:

@@ -214,7 +214,7 @@ async def test_messages_that_no_stream_takes_are_bounded_and_their_loss_is_told(
         await agent.send(Channel.EVENT, {"event": "of a later version"})
         await agent.until(lambda: agent.end.settled)
         live = house.live(session)
-        assert live.session._backlog._bytes <= 256 * 1024
+        assert live.session.routing._backlog._bytes <= 256 * 1024
         assert "dropped" in house.ear.names()
         await house.works(agent, session)
         assert live.session.link.peak_bytes <= LIMITS.window_bytes

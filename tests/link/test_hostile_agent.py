@@ -157,8 +157,8 @@ def test_whatever_an_agent_claims_is_a_breach_or_stays_in_its_session(
     live = rebuilt(hello(received, confirmed, held_bytes, held_frames), [*journal, LAST])
     ours = [calls(live, 100), calls(live, 101)]
     general, back = (live.open_outbox(where, resumable=True) for where in (GENERAL, "i3"))
-    live.session.open_general(general, 3)
-    live.session.resume(back, "i3", 1)
+    live.session.routing.open_general(general, 3)
+    live.session.routing.resume(back, "i3", 1)
     liar = Liar(live, confirmed)
     try:
         for channel, payload in stream:
@@ -186,7 +186,7 @@ def test_answer_of_another_call_in_a_replay_is_dropped_and_that_call_goes_on() -
     (nowhere,) = liar.tickets()
     liar.replays(nowhere, 0, b"")
     other, back = calls(live, 2), live.open_outbox("i1", resumable=True)
-    live.session.resume(back, "i1", 0)
+    live.session.routing.resume(back, "i1", 0)
     (ticket,) = liar.tickets()
     assert liar.replays(ticket, 1 << 16, answer(2)) == []
     (delivery,) = liar.says(Channel.RPC, answer(2))
@@ -226,7 +226,7 @@ def test_forged_routes_cost_bounded_memory() -> None:
     ]
     assert all(len(page.encode()) <= JOURNAL_PAGE_BYTES for page in pages)
     live = rebuilt(hello(), [*pages, LAST])
-    assert len(live.session._routed) <= LIMITS.window_frames
+    assert len(live.session.routing._routed) <= LIMITS.window_frames
 
 
 def test_flood_of_replays_that_nobody_asked_for_costs_bounded_memory() -> None:

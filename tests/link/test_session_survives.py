@@ -482,8 +482,10 @@ class World(RuleBasedStateMachine):
         self.live.drop_outbox(stream.outbox)
         session = self.live.session
         heir = session._table.stream_for_others()
-        if heir is not None and not session._resumptions.pending(heir):
-            assert not session._backlog._waiting, "what was given back waits beside an open stream"
+        if heir is not None and not session.routing._resumptions.pending(heir):
+            assert not session.routing._backlog._waiting, (
+                "what was given back waits beside an open stream"
+            )
 
     @precondition(lambda self: not self.fresh and 0 in self.asked.values())
     @rule()
@@ -544,8 +546,8 @@ class World(RuleBasedStateMachine):
         assert self.link.settled
         assert self.agent_end.settled
         assert self.live.session.calls == 0
-        assert self.live.session._backlog.take_all() == []
-        assert len(self.live.session._resumptions._of) <= 1
+        assert self.live.session.routing._backlog.take_all() == []
+        assert len(self.live.session.routing._resumptions._of) <= 1
 
 
 def number_in(raw: bytes) -> int:

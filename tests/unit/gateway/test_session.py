@@ -121,13 +121,13 @@ class Play:
 
     def opened(self, stream: str) -> tuple[str | None, list[tuple[str, bytes, bool]]]:
         """Open a general stream: the one it replaces, and what waited for it."""
-        replaced, waiting = self.session.open_general(stream)
+        replaced, waiting = self.session.routing.open_general(stream)
         return replaced, where(waiting)
 
     def writes(self, delivery: Delivery[str]) -> None:
         """The delivery's bytes went out to its stream."""
         assert delivery.message is not None
-        self.session.delivered(delivery)
+        self.session.routing.delivered(delivery)
 
     # The agent
 
@@ -355,7 +355,7 @@ def test_progress_reaches_the_call_with_its_token(play: Play) -> None:
 
 @pytest.mark.parametrize("token", ["5", 6])
 def test_progress_with_an_unknown_token_reaches_nobody(play: Play, token: int | str) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     play.calls(1, "A", _meta={"progressToken": 5})
     assert play.says(progress(token)) == []
     assert play.acknowledged()
@@ -365,7 +365,7 @@ def test_progress_after_the_answer_reaches_nobody_now_or_later(play: Play) -> No
     play.calls(1, "A", _meta={"progressToken": 5})
     play.answers(1)
     assert play.says(progress(5)) == []
-    assert play.session.open_general("GET") == (None, [])
+    assert play.session.routing.open_general("GET") == (None, [])
 
 
 def test_progress_for_two_calls_with_one_token_reaches_one_stream(play: Play) -> None:
@@ -387,7 +387,7 @@ def test_log_goes_to_exactly_one_stream(
     play: Play, calls: str, general: str | None, chosen: str
 ) -> None:
     if general is not None:
-        play.session.open_general(general)
+        play.session.routing.open_general(general)
     for number, stream in enumerate(calls):
         play.calls(number, stream)
     assert where(play.says(LOG)) == [(chosen, LOG, False)]
@@ -410,7 +410,7 @@ def test_what_waited_is_delivered_once_and_in_order(play: Play) -> None:
 def test_backlog_holds_so_many_messages_and_tells_what_it_dropped(play: Play) -> None:
     for number in range(BACKLOG_MESSAGES + 2):
         play.says(message(method=f"n{number}"))
-    kept = play.session.open_general("GET")[1]
+    kept = play.session.routing.open_general("GET")[1]
     assert [d.raw for d in kept] == [message(method=f"n{n}") for n in range(BACKLOG_MESSAGES)]
     assert play.dropped() == [f"n{BACKLOG_MESSAGES}", f"n{BACKLOG_MESSAGES + 1}"]
 
@@ -424,24 +424,24 @@ def test_backlog_holds_so_many_bytes_and_tells_what_it_dropped(play: Play) -> No
     half, one_more = of_size(BACKLOG_BYTES // 2, "half"), message(method="more")
     for raw in (half, half, one_more):
         play.says(raw)
-    assert [d.raw for d in play.session.open_general("GET")[1]] == [half, half]
+    assert [d.raw for d in play.session.routing.open_general("GET")[1]] == [half, half]
     assert play.dropped() == ["more"]
 
 
 def test_backlog_has_its_whole_room_again_after_it_was_delivered(play: Play) -> None:
     full = of_size(BACKLOG_BYTES, "full")
     play.says(full)
-    play.session.open_general("GET")
-    play.session.stream_gone("GET")
+    play.session.routing.open_general("GET")
+    play.session.routing.stream_gone("GET")
     play.says(full)
-    assert [d.raw for d in play.session.open_general("NEW")[1]] == [full]
+    assert [d.raw for d in play.session.routing.open_general("NEW")[1]] == [full]
 
 
 def test_what_a_stream_did_not_write_waits_for_the_next_one(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     (delivery,) = play.says(LOG)
-    play.session.stream_gone("GET")
-    play.session.undelivered(delivery)
+    play.session.routing.stream_gone("GET")
+    play.session.routing.undelivered(delivery)
     assert play.opened("NEW") == (None, [("NEW", LOG, False)])
     assert play.acknowledged()
 
@@ -450,7 +450,7 @@ def test_answer_that_a_stream_did_not_write_stays_with_the_agent_alone(play: Pla
     play.calls(1, "A")
     (delivery,) = play.answers(1)
     play.child_reads()
-    play.session.undelivered(delivery)
+    play.session.routing.undelivered(delivery)
     assert (play.dropped(), play.opened("GET")) == ([], (None, []))
     assert play.acknowledged()
 
@@ -458,15 +458,15 @@ def test_answer_that_a_stream_did_not_write_stays_with_the_agent_alone(play: Pla
 def test_progress_that_a_stream_did_not_write_does_not_wait(play: Play) -> None:
     play.calls(1, "A", _meta={"progressToken": 5})
     (delivery,) = play.says(progress(5))
-    play.session.undelivered(delivery)
-    assert play.session.open_general("GET") == (None, [])
+    play.session.routing.undelivered(delivery)
+    assert play.session.routing.open_general("GET") == (None, [])
 
 
 # Requests of the child
 
 
 def test_answer_of_the_client_reaches_the_child_unchanged(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     play.says(message(id="q", method="roots/list"))
     raw = b'{"result" :{"roots":[]},"id":"q","jsonrpc":"2.0"}'
     play.responds(raw)
@@ -474,7 +474,7 @@ def test_answer_of_the_client_reaches_the_child_unchanged(play: Play) -> None:
 
 
 def test_request_of_the_child_is_answered_only_once(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     play.says(message(id="q", method="roots/list"))
     play.responds(message(id="q", result={}))
     play.child_reads()
@@ -485,7 +485,7 @@ def test_request_of_the_child_is_answered_only_once(play: Play) -> None:
 
 @pytest.mark.parametrize("request_id", [1, "2", None])
 def test_answer_to_what_the_child_did_not_ask_reaches_nobody(play: Play, request_id: Any) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     play.says(message(id="1", method="roots/list"))
     with pytest.raises(BadMessage):
         play.responds(message(id=request_id, error={}))
@@ -494,7 +494,7 @@ def test_answer_to_what_the_child_did_not_ask_reaches_nobody(play: Play, request
 
 def test_request_that_waited_for_a_stream_can_be_answered(play: Play) -> None:
     play.says(message(id=3, method="roots/list"))
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     play.responds(message(id=3, result={}))
     assert play.child_reads() == [message(id=3, result={})]
 
@@ -521,7 +521,7 @@ def test_refused_request_of_the_child_takes_no_answer(play: Play) -> None:
 
 
 def test_child_is_told_when_too_many_of_its_requests_wait(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     asked = [play.says(message(id=n, method="ping")) for n in range(MAX_ASKS + 1)]
     assert [len(deliveries) for deliveries in asked] == [1] * MAX_ASKS + [0]
     assert refusals(play.child_reads()) == [(MAX_ASKS, -32603, "busy")]
@@ -579,7 +579,7 @@ def test_other_notification_with_the_id_of_a_call_ends_nothing(play: Play) -> No
 
 def test_cancellation_of_a_call_whose_client_hung_up_delivers_nothing(play: Play) -> None:
     play.calls(1, "A")
-    play.session.stream_gone("A")
+    play.session.routing.stream_gone("A")
     assert (play.notifies(cancellation(1)), play.session.calls) == ([], 0)
 
 
@@ -588,28 +588,28 @@ def test_cancellation_of_a_call_whose_client_hung_up_delivers_nothing(play: Play
 
 def test_call_goes_on_when_its_client_hangs_up(play: Play) -> None:
     asked = play.calls(1, "A")
-    play.session.stream_gone("A")
+    play.session.routing.stream_gone("A")
     assert (play.session.calls, play.child_reads()) == (1, [asked])
 
 
 def test_answer_to_a_client_that_hung_up_stays_with_the_agent_alone(play: Play) -> None:
     play.calls(1, "A")
-    play.session.stream_gone("A")
+    play.session.routing.stream_gone("A")
     play.child_reads()
     assert (play.answers(1), play.dropped(), play.outcomes()) == ([], [], [("1", "ok")])
     assert play.acknowledged()
 
 
 def test_log_while_the_only_client_hung_up_goes_to_the_general_stream(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     play.calls(1, "A")
-    play.session.stream_gone("A")
+    play.session.routing.stream_gone("A")
     assert [d.stream for d in play.says(LOG)] == ["GET"]
 
 
 def test_nothing_is_delivered_to_a_general_stream_that_is_gone(play: Play) -> None:
-    play.session.open_general("GET")
-    play.session.stream_gone("GET")
+    play.session.routing.open_general("GET")
+    play.session.routing.stream_gone("GET")
     assert play.says(LOG) == []
 
 
@@ -620,7 +620,7 @@ def test_request_whose_connection_broke_is_made_once_and_answered_to_the_new_str
     play: Play,
 ) -> None:
     asked = play.calls(1, "A")
-    play.session.stream_gone("A")
+    play.session.routing.stream_gone("A")
     play.calls(1, "B")
     assert play.child_reads() == [asked]
     play.replays(1, 0, b"")
@@ -633,14 +633,14 @@ def test_repeated_request_has_the_ordinal_of_the_first_and_a_stream_from_the_sta
     play.says(LOG)
     raw = message(id=1, method="x")
     first, since = play.session.request(peek(raw), raw, "A", 0.0)
-    play.session.stream_gone("A")
-    assert (first, since) == (1, play.session.position)
+    play.session.routing.stream_gone("A")
+    assert (first, since) == (1, play.session.routing.position)
     assert play.session.request(peek(raw), raw, "B", 0.0) == (1, 0)
 
 
 def test_another_request_with_the_id_of_an_abandoned_one_is_refused(play: Play) -> None:
     asked = play.calls(1, "A")
-    play.session.stream_gone("A")
+    play.session.routing.stream_gone("A")
     with pytest.raises(DuplicateId):
         play.calls(1, "B", name="another")
     assert play.child_reads() == [asked]
@@ -649,7 +649,7 @@ def test_another_request_with_the_id_of_an_abandoned_one_is_refused(play: Play) 
 def test_request_repeated_after_its_answer_asks_the_agent_for_it(play: Play) -> None:
     play.calls(1, "A")
     play.child_reads()
-    play.session.stream_gone("A")
+    play.session.routing.stream_gone("A")
     play.answers(1)
     play.calls(1, "B")
     assert play.told_agent() == [{"do": "replay", "ticket": 1, "to": "i1", "after": 0}]
@@ -668,7 +668,7 @@ def test_request_repeated_after_its_written_answer_is_a_new_one(play: Play) -> N
 def test_so_many_answers_are_remembered_for_clients_that_hung_up(play: Play) -> None:
     for number in range(MAX_PARKED + 1):
         play.calls(number, "A")
-        play.session.stream_gone("A")
+        play.session.routing.stream_gone("A")
         play.answers(number)
     play.child_reads()
     forgotten, kept = play.calls(0, "B"), play.calls(1, "B")
@@ -681,7 +681,7 @@ def test_so_many_answers_are_remembered_for_clients_that_hung_up(play: Play) -> 
 
 
 def test_message_that_names_no_call_is_told_to_the_agent_with_its_stream(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     (delivery,) = play.says(LOG)
     play.writes(delivery)
     assert play.told_agent() == [{"do": "routed", "seq": 1, "to": GENERAL, "at": delivery.position}]
@@ -697,8 +697,8 @@ def test_message_that_names_its_call_is_not_told_to_the_agent(play: Play, raw: b
 
 def test_stream_that_continues_a_call_gets_what_it_missed_then_what_is_new(play: Play) -> None:
     play.calls(1, "A", _meta={"progressToken": 5})
-    play.session.stream_gone("A")
-    assert play.session.resume("B", "i1", 0) is None
+    play.session.routing.stream_gone("A")
+    assert play.session.routing.resume("B", "i1", 0) is None
     assert play.told_agent() == [{"do": "replay", "ticket": 1, "to": "i1", "after": 0}]
     assert play.says(progress(5)) == []  # the agent sends it again as well
     again = play.replays(1, 1, progress(5))
@@ -710,16 +710,16 @@ def test_stream_that_continues_a_call_gets_what_it_missed_then_what_is_new(play:
 
 def test_stream_that_continues_is_not_given_what_its_client_has(play: Play) -> None:
     play.calls(1, "A", _meta={"progressToken": 5})
-    play.session.stream_gone("A")
-    play.session.resume("B", "i1", position(3))
+    play.session.routing.stream_gone("A")
+    play.session.routing.resume("B", "i1", position(3))
     assert play.replays(1, 3, progress(5)) == []
     assert play.acknowledged()
 
 
 def test_first_copy_of_a_replayed_answer_is_swallowed(play: Play) -> None:
     play.calls(1, "A")
-    play.session.stream_gone("A")
-    play.session.resume("B", "i1", 0)
+    play.session.routing.stream_gone("A")
+    play.session.routing.resume("B", "i1", 0)
     answer = message(id=1, result={})
     assert where(play.replays(1, 1, answer)) == [("B", answer, True)]
     play.replays(1, 0, b"held")
@@ -727,34 +727,34 @@ def test_first_copy_of_a_replayed_answer_is_swallowed(play: Play) -> None:
 
 
 def test_stream_of_an_unknown_call_ends_with_answer_gone(play: Play) -> None:
-    play.session.resume("B", "i9", 0)
+    play.session.routing.resume("B", "i9", 0)
     assert failures(play.replays(1, 0, b"")) == [("B", 9, "answer_gone")]
 
 
 def test_stream_whose_client_has_the_answer_ends_without_a_message(play: Play) -> None:
-    play.session.resume("B", "i9", 7)
+    play.session.routing.resume("B", "i9", 7)
     assert where(play.replays(1, 0, b"held")) == [("B", b"", True)]
 
 
 def test_streams_that_continue_are_asked_for_one_at_a_time(play: Play) -> None:
-    play.session.resume("A", "i1", 0)
-    play.session.resume("B", "i2", 0)
+    play.session.routing.resume("A", "i1", 0)
+    play.session.routing.resume("B", "i2", 0)
     first = [command["to"] for command in play.told_agent()]
     play.replays(1, 0, b"")
     assert (first, [command["to"] for command in play.told_agent()]) == (["i1"], ["i2"])
 
 
 def test_stream_that_is_gone_before_its_turn_is_not_asked_for(play: Play) -> None:
-    play.session.resume("A", "i1", 0)
-    play.session.resume("B", "i2", 0)
-    play.session.stream_gone("B")
+    play.session.routing.resume("A", "i1", 0)
+    play.session.routing.resume("B", "i2", 0)
+    play.session.routing.stream_gone("B")
     play.replays(1, 0, b"")
     assert [command["to"] for command in play.told_agent()] == ["i1"]
 
 
 def test_replayed_answer_to_another_call_ends_nobodys_stream(play: Play) -> None:
     play.calls(1, "A")
-    play.session.resume("B", "i2", 0)
+    play.session.routing.resume("B", "i2", 0)
     assert play.replays(1, 9, message(id=1, result={})) == []
     assert [d.stream for d in play.answers(1)] == ["A"]
 
@@ -762,8 +762,8 @@ def test_replayed_answer_to_another_call_ends_nobodys_stream(play: Play) -> None
 @pytest.mark.parametrize("ticket", [0, 2])
 def test_replay_that_nobody_asked_for_is_dropped_and_told(play: Play, ticket: int) -> None:
     play.calls(1, "A")
-    play.session.stream_gone("A")
-    play.session.resume("B", "i1", 0)
+    play.session.routing.stream_gone("A")
+    play.session.routing.resume("B", "i1", 0)
     assert play.replays(ticket, 1, message(id=1, result={})) == []
     assert (play.dropped(), play.acknowledged()) == (["replay"], True)
 
@@ -771,7 +771,7 @@ def test_replay_that_nobody_asked_for_is_dropped_and_told(play: Play, ticket: in
 def test_general_stream_that_continues_lets_what_is_new_wait_for_what_it_missed(
     play: Play,
 ) -> None:
-    assert play.session.open_general("GET", 3) == (None, [])
+    assert play.session.routing.open_general("GET", 3) == (None, [])
     assert play.says(LOG) == []
     missed = message(method="missed")
     assert where(play.replays(1, 4, missed)) == [("GET", missed, False)]
@@ -819,7 +819,7 @@ def test_ask_of_an_earlier_process_can_be_answered(play: Play) -> None:
 
 
 def test_ask_that_an_earlier_process_has_written_is_not_delivered_again(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     play.session.hydrate([JournalPage(asks=("q",), routed={1: GENERAL}, last=True)], 0.0)
     assert play.says(message(id="q", method="roots/list")) == []
     play.responds(message(id="q", result={}))
@@ -886,7 +886,7 @@ def test_request_with_an_id_too_long_to_be_carried_along_is_refused(play: Play, 
 
 
 def test_request_of_the_child_with_an_id_too_long_is_refused(play: Play) -> None:
-    play.session.open_general("GET")
+    play.session.routing.open_general("GET")
     request_id = "x" * (MAX_ID + 1)
     assert play.says(message(id=request_id, method="ping")) == []
     assert refusals(play.child_reads()) == [(request_id, -32603, "busy")]
@@ -1015,7 +1015,7 @@ def test_failing_session_answers_all_calls_in_the_childs_place(play: Play) -> No
     play.calls(1, "A")
     play.calls("1", "B")
     play.calls(2, "C")
-    play.session.stream_gone("C")
+    play.session.routing.stream_gone("C")
     answered = play.session.fail(SessionEnded("over"), 1.0)
     assert failures(answered) == [("A", 1, "session_ended"), ("B", "1", "session_ended")]
     assert [d.raw for d in answered] == [error_response(i, SessionEnded("over")) for i in (1, "1")]
@@ -1213,13 +1213,13 @@ hostile = st.lists(
 def stage() -> Play:
     """Calls that run, one that ended, one whose client came back, a GET stream that is gone."""
     play = Play()
-    play.session.open_general("GET")
-    play.session.stream_gone("GET")
+    play.session.routing.open_general("GET")
+    play.session.routing.stream_gone("GET")
     for request_id, stream in ((1, "A"), ("1", "B"), (2, "ended"), (3, "gone")):
         play.calls(request_id, stream, _meta={"progressToken": request_id})
     play.answers(2)
-    play.session.stream_gone("gone")
-    play.session.resume("back", label(3), 1)
+    play.session.routing.stream_gone("gone")
+    play.session.routing.resume("back", label(3), 1)
     return play
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_S, START_S, STOP_S = 240, 30, 30
@@ -21,6 +22,7 @@ def environment(**settings: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **settings}
 
 
+@pytest.mark.timeout(DEMO_S + 10)  # it installs a package, beside tests that load the machine
 async def test_demo_runs_the_seeds_request_and_ends_with_its_figures() -> None:
     demo = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -57,7 +59,7 @@ async def test_quickstart_makes_a_key_and_prints_a_snippet_that_works(
             snippet = json.loads(greeting[greeting.index("{\n") :])
             await assert_lists_tools(snippet["mcpServers"]["dyno-gateway"])
     finally:
-        gateway.send_signal(signal.SIGTERM)
+        gateway.send_signal(signal.SIGINT)  # Ctrl-C; SIGTERM would hand the session over
         async with asyncio.timeout(STOP_S):
             assert await gateway.wait() == 0
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600

@@ -248,8 +248,12 @@ class StreamableHttp:
             raise _restarting()
         first = outbox.only_answer()
         if first is not None:
-            with live.delivering(first):
-                return await _write_plain(request, first, taken)
+            try:
+                with live.delivering(first):
+                    return await _write_plain(request, first, taken)
+            except (ConnectionResetError, TimeoutError):
+                _cut(request)  # nobody is there, or nobody reads; the answer waits for a repetition
+                return web.Response()
         opening = sse.priming(outbox.since, outbox.label) if has_it else sse.COMMENT
         return await self._stream(request, live, outbox, opening, taken.key)
 
@@ -317,8 +321,7 @@ class StreamableHttp:
         except ConnectionResetError:
             return response  # the client hung up; what runs goes on
         except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()  # it does not read: what lies there was not delivered
+            _cut(request)  # it does not read: what lies there was not delivered
         return response
 
     async def _next(self, response: web.StreamResponse, live: Live, outbox: Outbox) -> Item | None:
@@ -332,6 +335,11 @@ class StreamableHttp:
                     return outbox.take()
             except TimeoutError:
                 await _write(response, sse.COMMENT)
+
+
+def _cut(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _restarting() -> Restarting:
@@ -379,14 +387,19 @@ async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None
 async def _write_plain(request: web.Request, item: Item, taken: _Taken) -> web.StreamResponse:
     """Write an answer as JSON; it counts as delivered when this returns."""
     refused = None if item.error is None else refusal(item.error)
-    response = web.StreamResponse(
-        status=200 if refused is None else refused.status,
-        headers={} if refused is None else refused.headers,
-    )
-    response.content_type = intake.JSON
-    response.content_length = len(item.raw)
+    status = 200 if refused is None else refused.status
+    headers = {} if refused is None else dict(refused.headers)
+    headers["Content-Type"] = intake.JSON
     if not taken.live.record.over:
-        response.headers[SESSION_HEADER] = taken.key
+        headers[SESSION_HEADER] = taken.key
+    if len(item.raw) <= PIECE_BYTES:  # head and body in one segment
+        whole = web.Response(body=item.raw, status=status, headers=headers)
+        await whole.prepare(request)
+        async with asyncio.timeout(WRITE_S):
+            await whole.write_eof()
+        return whole
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = len(item.raw)
     await response.prepare(request)
     await _write_pieces(response, item.raw)
     await response.write_eof()

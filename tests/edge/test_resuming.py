@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import aiohttp
 import pytest
 
 from dyno_agent.link import Channel
@@ -318,6 +319,30 @@ async def test_request_sent_again_after_its_unseen_answer_reaches_the_child_once
             response = await house.post(CALL, session)
         assert json.loads(request.payload) == CALL
         assert await response.json() == ANSWER
+        assert agent.received() == []
+
+
+@pytest.mark.parametrize("failure", [ConnectionResetError, TimeoutError])
+async def test_plain_answer_that_could_not_be_written_waits_for_the_request_to_be_sent_again(
+    house: House, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
+) -> None:
+    written = streamable_http._write_plain
+
+    async def fails_once(*_args: Any) -> Any:
+        monkeypatch.setattr(streamable_http, "_write_plain", written)
+        raise failure
+
+    async def in_vain(session: str) -> None:
+        with pytest.raises(aiohttp.ClientError):
+            await house.post(CALL, session)
+
+    async with house.honest() as (agent, session):
+        monkeypatch.setattr(streamable_http, "_write_plain", fails_once)
+        async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
+            group.create_task(in_vain(session))
+            await agent.answer({"n": 1})
+        again = await house.post(CALL, session)
+        assert (await again.json())["result"] == {"n": 1}
         assert agent.received() == []
 
 

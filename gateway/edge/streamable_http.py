@@ -277,9 +277,10 @@ class StreamableHttp:
         revision = request.headers.get(intake.REVISION_HEADER, ASSUMED)
         resumable = after is not None or revision >= RESUMES
         outbox = live.open_outbox(label, resumable=resumable)
-        opening = sse.priming(outbox.since, label) if resumable else sse.COMMENT
         if after is not None:
             opening = sse.RETRY
+        else:
+            opening = sse.priming(outbox.since, label) if resumable else sse.COMMENT
         try:
             live.listen(outbox, after)
             key = request.headers[SESSION_HEADER]

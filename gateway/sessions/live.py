@@ -25,7 +25,6 @@ LADDER_S = 5.0
 ROOM_S = 30.0
 """How long a client's message may wait for a child that does not read."""
 
-
 LARGE_BODIES = 2
 """Large messages of a client that are read at the same time."""
 
@@ -135,7 +134,8 @@ class Live:
 
     def perform(self, deliveries: list[Delivery[Outbox]]) -> None:
         """Put deliveries into their outboxes."""
-        self._wake_if_news()
+        if deliveries:
+            self._wake_if_news()  # the agent is told where one goes before it goes there
         for delivery in deliveries:
             if delivery.stream in self._outboxes:
                 delivery.stream.put(delivery)
@@ -288,6 +288,10 @@ class Live:
         self._heard.set()
         self._wake_if_news()
 
+    async def _until_heard(self) -> None:
+        self._heard.clear()
+        await self._heard.wait()
+
     def _wake_if_news(self) -> None:
         if self.session.link.has_news:
             self._wake.set()
@@ -300,8 +304,7 @@ class Live:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ROOM_S):
                 while not self.session.link.writable and not self.record.over:
-                    self._heard.clear()
-                    await self._heard.wait()
+                    await self._until_heard()
 
     async def confirmed(self, ordinal: int, outbox: Outbox | None, patience_s: float) -> bool:
         """Wait until the agent has a message, or there is something to tell its client.
@@ -325,8 +328,7 @@ class Live:
                         probed = link.taken(Channel.RPC)
                         link.probe()
                         self.wake()
-                    self._heard.clear()
-                    await self._heard.wait()
+                    await self._until_heard()
         return link.taken(Channel.RPC) >= ordinal
 
     async def noted(self, item: Item) -> bool:
@@ -337,8 +339,7 @@ class Live:
         """
         link = self.session.link
         while link.taken(Channel.CMD) < item.noted and not self._left:
-            self._heard.clear()
-            await self._heard.wait()
+            await self._until_heard()
         return link.taken(Channel.CMD) >= item.noted or self.record.over
 
     @property

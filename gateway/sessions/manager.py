@@ -143,13 +143,13 @@ class Manager:
     def create(self, server: ServerDefinition, principal: str, client: str) -> tuple[str, Live]:
         """Make a session and start its launch; calls may be made at once and wait for the boot.
 
-        Returns:
-            The key that its client shall present, and the session.
-
         Args:
             server: what to run.
             principal: whose it is.
             client: what the client calls itself, for the log.
+
+        Returns:
+            The key that its client shall present, and the session.
 
         Raises:
             Busy: the gateway holds as many sessions as it may, or is shutting down.

@@ -150,9 +150,9 @@ class Routing(Generic[S]):
         self._table.stream_gone(stream)
         self._resumptions.stream_gone(stream)
 
-    def repeat(self, call: Call[S], stream: S) -> None:
+    def repeat(self, call: Call[S]) -> None:
         """Bring all of a call's messages to the stream of a request that was sent again."""
-        self._resume(Resumption(label(call.id), 0, stream))
+        self._resume(Resumption(label(call.id), 0, call.stream))
 
     # From the child
 

@@ -128,7 +128,7 @@ class Session(Generic[S]):
         )
         repeated = self._table.repeated(call)
         if repeated is not None:
-            self.routing.repeat(call, stream)
+            self.routing.repeat(call)
             return repeated.ordinal, 0
         self._table.begin(call)
         self.record.calls += 1

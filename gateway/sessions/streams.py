@@ -59,9 +59,7 @@ class Outbox:
         """Wait until something waits to be written or the outbox is closed, for a bounded time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                while not self._items and not self.closed:
-                    self._wake.clear()
-                    await self._wake.wait()
+                await self.head()
 
     def only_answer(self) -> Item | None:
         """Take the first delivery if it is the answer; anything else needs a stream."""

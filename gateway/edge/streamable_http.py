@@ -16,7 +16,7 @@ from dyno_agent.link.resumption import GENERAL, id_of
 from gateway.edge import intake, sse
 from gateway.edge.auth import KeyRing
 from gateway.eras.legacy import client_name, opens_session, resumes
-from gateway.eras.versions import ASSUMED, RESUMES
+from gateway.eras.versions import ASSUMED, resumable
 from gateway.errors import (
     BadMessage,
     GatewayError,
@@ -275,12 +275,12 @@ class StreamableHttp:
             except ValueError as error:
                 raise BadMessage(f"{LAST_EVENT_HEADER}: {error}") from error
         revision = request.headers.get(intake.REVISION_HEADER, ASSUMED)
-        resumable = after is not None or revision >= RESUMES
-        outbox = live.open_outbox(label, resumable=resumable)
+        comes_back = after is not None or resumable(revision)
+        outbox = live.open_outbox(label, resumable=comes_back)
         if after is not None:
             opening = sse.RETRY
         else:
-            opening = sse.priming(outbox.since, label) if resumable else sse.COMMENT
+            opening = sse.priming(outbox.since, label) if comes_back else sse.COMMENT
         try:
             live.listen(outbox, after)
             key = request.headers[SESSION_HEADER]

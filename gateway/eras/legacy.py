@@ -3,7 +3,7 @@
 import msgspec
 from msgspec import UNSET
 
-from gateway.eras.versions import RESUMES, SERVED
+from gateway.eras.versions import resumable
 from gateway.jsonrpc import Envelope
 
 
@@ -40,7 +40,7 @@ def resumes(envelope: Envelope, revision: str) -> bool:
     """
     if opens_session(envelope):
         revision = _params(envelope).protocolVersion
-    return RESUMES <= revision <= SERVED[0]
+    return resumable(revision)
 
 
 def _params(envelope: Envelope) -> _InitializeParams:

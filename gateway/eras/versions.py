@@ -12,3 +12,8 @@ if it ends early (basic/transports, "Sending Messages to the Server", 6)."""
 
 ASSUMED: Final = "2025-03-26"
 """What a client without `MCP-Protocol-Version` speaks (2025-06-18, basic/transports)."""
+
+
+def resumable(revision: str) -> bool:
+    """True for a revision that is served and whose clients resume a stream."""
+    return RESUMES <= revision <= SERVED[0]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.soak.soak import ROOT
+from tests.proof.running import last_line
 
 SMALL = ("--sessions", "60", "--seconds", "5", "--lifecycles", "300", "--seed", "1")
 
@@ -17,17 +14,7 @@ BOUND_S = 150.0
 
 @pytest.mark.timeout(BOUND_S + 10)
 def test_gateway_loses_no_call_and_keeps_nothing_of_sessions_that_ended() -> None:
-    soak = subprocess.run(
-        [sys.executable, "-m", "tests.soak.soak", *SMALL],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=BOUND_S,
-        check=False,
-    )
-    last = soak.stdout.rstrip().rpartition("\n")[2]
-    assert soak.returncode == 0, soak.stdout
+    last = last_line("tests.soak.soak", *SMALL, bound_s=BOUND_S)
     name, *pairs = last.split()
     facts = dict(pair.split("=") for pair in pairs)
     exact = ("lost", "duplicated", "tasks", "descriptors", "processes")

@@ -10,9 +10,13 @@ from typing import Any, ClassVar
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
+METHOD_NOT_FOUND = -32601
+INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 SESSION_NOT_FOUND = -32001
 """What the TypeScript SDK answers for an unknown session; clients in the field know it."""
+HEADER_MISMATCH = -32020
+MISSING_CAPABILITY = -32021
 UNSUPPORTED_REVISION = -32022
 """MCP 2026-07-28, UnsupportedProtocolVersion: makes dual-era clients fall back to `initialize`."""
 
@@ -66,6 +70,36 @@ class UnsupportedRevision(GatewayError):
     status, code, reason = 400, UNSUPPORTED_REVISION, "unsupported_revision"
 
 
+class HeaderMismatch(GatewayError):
+    """A header that MCP 2026-07-28 demands is missing, doubled, or says other than the body."""
+
+    status, code, reason = 400, HEADER_MISMATCH, "header_mismatch"
+
+
+class BadParams(GatewayError):
+    """Params without what the revision demands of every request, or of another shape."""
+
+    status, code, reason = 400, INVALID_PARAMS, "bad_params"
+
+
+class StaleState(GatewayError):
+    """A `requestState`, cursor or task id that is not this principal's, or whose dyno is gone."""
+
+    status, code, reason = 400, INVALID_PARAMS, "stale_state"
+
+
+class MissingHandle(GatewayError):
+    """The server is shared by nobody: its requests must name a handle."""
+
+    status, code, reason = 400, INVALID_REQUEST, "missing_handle"
+
+
+class MissingCapability(GatewayError):
+    """The server needs to ask what the client's request does not say it can answer."""
+
+    status, code, reason = 400, MISSING_CAPABILITY, "missing_capability"
+
+
 class BadKey(GatewayError):
     """No API key, or an unknown one."""
 
@@ -88,6 +122,18 @@ class UnknownSession(GatewayError):
     """Never existed, has ended, or belongs to somebody else: deliberately all the same."""
 
     status, code, reason = 404, SESSION_NOT_FOUND, "unknown_session"
+
+
+class UnknownMethod(GatewayError):
+    """The revision has no such method (any more)."""
+
+    status, code, reason = 404, METHOD_NOT_FOUND, "unknown_method"
+
+
+class WrongMethod(GatewayError):
+    """An HTTP method that this revision's endpoint does not take."""
+
+    status, code, reason = 405, INVALID_REQUEST, "wrong_method"
 
 
 class NotAcceptable(GatewayError):

@@ -27,7 +27,7 @@ from gateway.errors import (
 )
 from gateway.jsonrpc import Envelope, Kind, error_response, peek
 from gateway.registry.servers import Registry, ServerDefinition
-from gateway.sessions.live import Live
+from gateway.sessions.live import Live, OwnedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason
 from gateway.sessions.streams import Item, Outbox
@@ -83,7 +83,7 @@ class _Taken:
         opened: the message opened the session.
     """
 
-    live: Live
+    live: OwnedLive
     key: str
     ordinal: int
     outbox: Outbox | None
@@ -144,7 +144,7 @@ class StreamableHttp:
             )
         return Caller(principal, server)
 
-    async def _find(self, request: web.Request, caller: Caller) -> Live:
+    async def _find(self, request: web.Request, caller: Caller) -> OwnedLive:
         key = request.headers.get(SESSION_HEADER)
         if key is None:
             raise MissingSession(f"{SESSION_HEADER} is missing: send `initialize` first")
@@ -157,7 +157,7 @@ class StreamableHttp:
         caller = self._check(request)
         intake.check_accept(request.headers, intake.JSON, intake.SSE)
         try:
-            target: Live | GatewayError = await self._find(request, caller)
+            target: OwnedLive | GatewayError = await self._find(request, caller)
             limit = self._message_bytes
         except GatewayError as error:  # told with the id of the request, once that is read
             target, limit = error, min(self._message_bytes, OPENING_BYTES)
@@ -179,13 +179,13 @@ class StreamableHttp:
         self,
         request: web.Request,
         caller: Caller,
-        target: Live | GatewayError,
+        target: OwnedLive | GatewayError,
         envelope: Envelope,
         raw: bytes,
     ) -> _Taken:
         """Hand a message to its session; `initialize` makes one."""
         opens = envelope.kind is Kind.REQUEST and opens_session(envelope)
-        if isinstance(target, Live):
+        if isinstance(target, OwnedLive):
             key, live = request.headers[SESSION_HEADER], target
             await live.room()
         elif isinstance(target, MissingSession) and opens:
@@ -207,12 +207,12 @@ class StreamableHttp:
             label = live.session.label_of(envelope)
             outbox = live.open_outbox(label, resumable=resumes(envelope, revision))
             try:
-                ordinal, outbox.since = live.session.request(envelope, raw, outbox, now)
+                ordinal = live.request(envelope, raw, outbox, now)
             except GatewayError:
                 live.drop_outbox(outbox)
                 raise
         live.wake()
-        return _Taken(live, key, ordinal, outbox, opened=not isinstance(target, Live))
+        return _Taken(live, key, ordinal, outbox, opened=not isinstance(target, OwnedLive))
 
     async def _respond(self, request: web.Request, taken: _Taken) -> web.StreamResponse:
         live, outbox = taken.live, taken.outbox
@@ -348,10 +348,12 @@ def _restarting() -> Restarting:
 
 
 @contextlib.asynccontextmanager
-async def _room_to_read(request: web.Request, target: Live | GatewayError) -> AsyncIterator[None]:
+async def _room_to_read(
+    request: web.Request, target: OwnedLive | GatewayError
+) -> AsyncIterator[None]:
     """Read few large bodies of a session at a time: each lies in memory until the link takes it."""
     large = request.content_length is None or request.content_length > SMALL_BYTES
-    if not large or not isinstance(target, Live):
+    if not large or not isinstance(target, OwnedLive):
         yield
         return
     async with target.large_bodies:

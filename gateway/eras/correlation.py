@@ -33,7 +33,8 @@ class Call(Generic[S]):
     """A request of the client until its answer.
 
     Attributes:
-        id: as the client wrote it.
+        id: as the child knows it.
+        client_id: as the client wrote it.
         method: JSON-RPC method.
         tool: `params.name` where the method has one, for the log.
         stream: where the answer goes; None once the client hung up.
@@ -45,6 +46,7 @@ class Call(Generic[S]):
     """
 
     id: Id
+    client_id: Id
     method: str
     tool: str | None
     stream: S | None
@@ -105,6 +107,7 @@ class Correlation(Generic[S]):
                 self.begin(
                     Call(
                         id=known.id,
+                        client_id=known.id,
                         method=known.method,
                         tool=known.tool,
                         stream=None,

@@ -13,8 +13,10 @@ from dyno_agent.link import Channel, ChildSpec, CloseCode, Hello, LinkLost, Welc
 from dyno_agent.link.resumption import GENERAL, JournalPage
 from gateway import events
 from gateway.errors import GatewayError
+from gateway.jsonrpc import Envelope
 from gateway.sessions.delivery import Delivery
 from gateway.sessions.lease import Lease
+from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import SessionRecord, State, Step
 from gateway.sessions.session import Session
 from gateway.sessions.streams import Item, Outbox
@@ -81,37 +83,19 @@ class Live:
 
     # Client streams
 
-    def open_outbox(self, label: str, *, resumable: bool) -> Outbox:
+    def open_outbox(self, label: str = "", *, resumable: bool = False) -> Outbox:
         """Return a new outbox that ends with the session. See `Outbox`."""
-        outbox = Outbox(label, since=self.session.routing.position, resumable=resumable)
+        outbox = Outbox(label, since=self.session.position, resumable=resumable)
         self._outboxes.add(outbox)
         return outbox
-
-    def listen(self, outbox: Outbox, after: int | None) -> None:
-        """Attach the stream of a GET: a new general one, or the rest of any that broke off.
-
-        Args:
-            outbox: of the stream.
-            after: position of the last message that the client has of the one it continues.
-        """
-        waiting: list[Delivery[Outbox]] = []
-        if outbox.label == GENERAL:
-            replaced, waiting = self.session.routing.open_general(outbox, after)
-        else:
-            replaced = self.session.routing.resume(outbox, outbox.label, after or 0)
-        if replaced is not None:
-            replaced.continued = after is not None
-            replaced.close()
-        self.perform(waiting)
-        self.wake()
 
     def drop_outbox(self, outbox: Outbox) -> None:
         """The HTTP response is over: whatever was not written is given back to the link."""
         self._outboxes.discard(outbox)
-        self.session.routing.stream_gone(outbox)
+        self.session.stream_gone(outbox, time.monotonic())
         for item in outbox.rest():
             self._give_back(item)
-        self.perform(self.session.routing.flush())
+        self.perform(self.session.flush())
         self._wake_if_news()
 
     @contextlib.contextmanager
@@ -123,12 +107,12 @@ class Live:
             self._give_back(item)
             self._wake_if_news()
             raise
-        self.session.routing.delivered(item)
+        self.session.delivered(item)
         self._wake_if_news()
 
     def _give_back(self, item: Item) -> None:
         if not item.stream.continued:
-            self.session.routing.undelivered(item)
+            self.session.undelivered(item)
         elif item.message is not None:
             self.session.link.consumed(item.message)
 
@@ -140,14 +124,14 @@ class Live:
             if delivery.stream in self._outboxes:
                 delivery.stream.put(delivery)
             else:
-                self.session.routing.undelivered(delivery)
+                self.session.undelivered(delivery)
 
     def hand_over(self) -> bool:
         """End the streams whose clients come back; return whether calls of others still run."""
         for outbox in [each for each in self._outboxes if each.resumable or not each.label]:
             outbox.close()
             self._outboxes.discard(outbox)
-            self.session.routing.stream_gone(outbox)
+            self.session.stream_gone(outbox, time.monotonic())
         return bool(self._outboxes)
 
     def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> None:
@@ -162,7 +146,7 @@ class Live:
     @property
     def arriving(self) -> bool:
         """True while it is being rebuilt: messages of its client have to wait."""
-        return self.fresh or self.session.routing.hydrating
+        return self.fresh or self.session.hydrating
 
     @property
     def attached(self) -> bool:
@@ -355,3 +339,40 @@ class Live:
         """Close the current attachment."""
         if self._attachment is not None:
             await self._attachment.close(code)
+
+
+class OwnedLive(Live):
+    """A live session whose child has one client."""
+
+    session: OwnedSession[Outbox]
+
+    def request(self, envelope: Envelope, raw: bytes, outbox: Outbox, now: float) -> int:
+        """Take a request that `outbox` will answer; see `OwnedSession.request`.
+
+        Returns:
+            Its ordinal on the link.
+        """
+        ordinal, outbox.since = self.session.request(envelope, raw, outbox, now)
+        if not outbox.since:
+            self._supersede(outbox, continued=True)
+        return ordinal
+
+    def listen(self, outbox: Outbox, after: int | None) -> None:
+        """Attach the stream of a GET: a new general one, or the rest of any that broke off.
+
+        Args:
+            outbox: of the stream.
+            after: position of the last message that the client has of the one it continues.
+        """
+        where = None if outbox.label == GENERAL else outbox.label
+        waiting = self.session.listen(outbox, where, after)
+        self._supersede(outbox, continued=after is not None)
+        self.perform(waiting)
+        self.wake()
+
+    def _supersede(self, outbox: Outbox, *, continued: bool) -> None:
+        """Close the stream that this one replaces, though its call may be answered already."""
+        for older in self._outboxes:
+            if older is not outbox and older.label == outbox.label and not older.closed:
+                older.continued = continued
+                older.close()

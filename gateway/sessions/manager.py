@@ -29,9 +29,9 @@ from gateway.sessions.capsule import BadCapsule, Capsule, Sealer
 from gateway.sessions.credentials import JoinDesk, SessionKeys, TokenRefused, proof_of
 from gateway.sessions.endings import UNEXPECTED, boot_timeout, overdue
 from gateway.sessions.lease import Lease
-from gateway.sessions.live import LADDER_S, Live
+from gateway.sessions.live import LADDER_S, Live, OwnedLive
+from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import Reason, SessionRecord, State, Step
-from gateway.sessions.session import Session
 
 TICK_S = 0.25
 """Period of the deadline loop: how late a limit may strike."""
@@ -101,7 +101,7 @@ class Manager:
         self._desk = JoinDesk(secrets.token_urlsafe)
         self._sealer = Sealer(terms.secret)
         self._started = time.monotonic()
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, OwnedLive] = {}
         self._ended: dict[str, None] = {}
         self._arrivals = asyncio.Event()
         self._awaited = 0
@@ -140,7 +140,9 @@ class Manager:
 
     # For clients
 
-    def create(self, server: ServerDefinition, principal: str, client: str) -> tuple[str, Live]:
+    def create(
+        self, server: ServerDefinition, principal: str, client: str
+    ) -> tuple[str, OwnedLive]:
         """Make a session and start its launch; calls may be made at once and wait for the boot.
 
         Args:
@@ -184,7 +186,7 @@ class Manager:
 
     def _new(
         self, fingerprint: str, server: ServerDefinition, principal: str, age_s: float
-    ) -> Live:
+    ) -> OwnedLive:
         now = time.monotonic()
         session_id = SessionKeys.public_id(fingerprint)
         record = SessionRecord(session_id, fingerprint, principal, server, now - age_s)
@@ -197,9 +199,11 @@ class Manager:
             grace_s=self._terms.grace_s,
             active=now,
         )
-        return Live(Session(record, link, self._emit, server.call_timeout), lease, self._emit)
+        return OwnedLive(
+            OwnedSession(record, link, self._emit, server.call_timeout), lease, self._emit
+        )
 
-    async def find(self, key: str, principal: str, server: str) -> Live:
+    async def find(self, key: str, principal: str, server: str) -> OwnedLive:
         """Return the live session that a client presents.
 
         One that this process never saw, though the key is ours, may be on its way: its agent
@@ -231,7 +235,7 @@ class Manager:
             and self._keys.issued(key)
         )
 
-    async def _arrival(self, fingerprint: str) -> Live:
+    async def _arrival(self, fingerprint: str) -> OwnedLive:
         """Wait for the agent of a session, for a bounded time."""
         self._awaited += 1
         try:

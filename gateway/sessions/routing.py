@@ -72,9 +72,7 @@ class Routing(Generic[S]):
 
     # Streams
 
-    def open_general(
-        self, stream: S, after: int | None = None
-    ) -> tuple[S | None, list[Delivery[S]]]:
+    def open_general(self, stream: S, after: int | None = None) -> list[Delivery[S]]:
         """The client opened a GET stream: the newest wins.
 
         Args:
@@ -82,23 +80,20 @@ class Routing(Generic[S]):
             after: position of the last message that the client has of the one it continues.
 
         Returns:
-            The stream it replaces, to be closed, and what waited for a stream.
+            What waited for a stream.
         """
-        replaced, self._table.general = self._table.general, stream
+        self._table.general = stream
         if after is not None:
             self._resume(Resumption(GENERAL, after, stream))
-        return replaced, self.flush()
+        return self.flush()
 
-    def resume(self, stream: S, where: str, after: int) -> S | None:
+    def resume(self, stream: S, where: str, after: int) -> None:
         """The client came back for the rest of a call's stream.
 
         Args:
             stream: the new one.
             where: label of the one it continues.
             after: position of the last message that the client has.
-
-        Returns:
-            The stream it replaces, to be closed.
 
         Raises:
             ValueError: not a label of a call's stream.
@@ -107,11 +102,9 @@ class Routing(Generic[S]):
         if request_id is None:
             raise ValueError("the label of the general stream")
         call = self._table.get(request_id)
-        replaced = None
         if call is not None:
-            replaced, call.stream = call.stream, stream
+            call.stream = stream
         self._resume(Resumption(where, after, stream))
-        return replaced
 
     def _resume(self, resumption: Resumption[S]) -> None:
         self.position = max(self.position, resumption.last)

@@ -1,44 +1,25 @@
-"""One live session: what its client may send, what its calls come to, how it ends. Pure.
+"""One live session: what every kind has in common, whoever its clients are. Pure.
 
 Messages and frames come in with `now`; deliveries ("these bytes to that stream") come out, and
-frames wait in `link` to be sent. Where the child's messages go is decided in `routing`. Legacy era
-only: ids pass untouched, because one client owns the whole child.
+frames wait in `link` to be sent. What a message means is the business of the kinds: `owned`, a
+child with one client, and `shared`, a child with several.
 """
 
+from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 from msgspec import UNSET
 
 from dyno_agent.link import Channel, Endpoint, Message
-from dyno_agent.link.resumption import (
-    MAX_ID,
-    JournalPage,
-    digest,
-    id_of,
-    label,
-)
+from dyno_agent.link.resumption import MAX_ID, JournalPage
 from gateway import events
 from gateway.eras.correlation import MAX_CALLS, Call, Correlation
-from gateway.errors import (
-    BadMessage,
-    Busy,
-    GatewayError,
-    MessageTooBig,
-    SessionEnded,
-)
-from gateway.jsonrpc import (
-    Envelope,
-    Kind,
-    error_response,
-    one_line,
-    params_of,
-    peek,
-)
+from gateway.errors import BadMessage, Busy, GatewayError, MessageTooBig
+from gateway.jsonrpc import Envelope, error_response, one_line
 from gateway.sessions import failures
 from gateway.sessions.chatter import Chatter, document, number
 from gateway.sessions.delivery import Delivery, Ending
 from gateway.sessions.record import Reason, SessionRecord, State, Step
-from gateway.sessions.routing import Routing
 
 S = TypeVar("S")
 
@@ -46,8 +27,8 @@ QUIET_S = 1.0
 """A session that runs no call for so long is called idle: a burst is one line in the story."""
 
 
-class Session(Generic[S]):
-    """The rules of one session. All methods are plain calls.
+class Session(ABC, Generic[S]):
+    """The rules that every session follows. All methods are plain calls.
 
     Args:
         record: the facts; this class moves its state.
@@ -60,7 +41,6 @@ class Session(Generic[S]):
         active: last activity, monotonic seconds.
         booted: the child has answered for the first time.
         chatter: what is told of its stderr, and of messages that went nowhere.
-        routing: the streams, and what goes where.
     """
 
     def __init__(
@@ -75,93 +55,65 @@ class Session(Generic[S]):
         self._emit = emit
         self._call_timeout_s = call_timeout_s
         self._table: Correlation[S] = Correlation()
-        self.routing: Routing[S] = Routing(link, self._table, self.chatter)
 
     @property
     def calls(self) -> int:
         """How many calls run."""
         return len(self._table)
 
+    # What the kinds decide
+
+    @property
+    def position(self) -> int:
+        """Where a stream begins that is opened now; 0 where streams do not continue."""
+        return 0
+
+    @property
+    @abstractmethod
+    def hydrating(self) -> bool:
+        """True while what the agent sends again after a crash of the gateway is not all here."""
+
+    @abstractmethod
     def hydrate(self, pages: list[JournalPage], now: float) -> None:
         """Learn from the agent's journal what was under way at an earlier gateway process."""
-        self.routing.hydrate(pages, now)
-        self.booted = all(call.method != "initialize" for call in self._table.calls)
 
-    # From the client
+    @abstractmethod
+    def _from_child(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
+        """Take a message of the child."""
 
-    def label_of(self, envelope: Envelope) -> str:
-        """Return the label of the stream that will answer a request.
-
-        Raises:
-            BadMessage: an id that is too long to be carried along.
-        """
-        return label(_short(envelope.request_id))
-
-    def request(self, envelope: Envelope, raw: bytes, stream: S, now: float) -> tuple[int, int]:
-        """Take a request; its answer will be a delivery to `stream`.
-
-        A request that is sent again because its connection broke is not made again: the stream
-        gets the answer of the first.
-
-        Returns:
-            The request's ordinal on the link, see `Endpoint.send`; and the position at which its
-            stream begins.
+    @abstractmethod
+    def _replayed(self, message: Message, now: float) -> list[Delivery[S]]:
+        """Take what the agent sends again on request.
 
         Raises:
-            BadMessage: an id or progress token that is too long to be carried along.
-            DuplicateId: the id is in flight.
-            Busy: too many calls in flight, or the child does not read.
+            ProtocolViolation: see `Replayed.decode`.
         """
+
+    @abstractmethod
+    def _cut(self, call: Call[S]) -> None:
+        """A call was answered in the child's place: its stream waits for nothing more."""
+
+    @abstractmethod
+    def stream_gone(self, stream: S, now: float) -> None:
+        """The client hung up on this stream."""
+
+    @abstractmethod
+    def flush(self) -> list[Delivery[S]]:
+        """Give what waits for a stream to one that takes it, if there is one."""
+
+    @abstractmethod
+    def delivered(self, delivery: Delivery[S]) -> None:
+        """The bytes of a delivery were written."""
+
+    @abstractmethod
+    def undelivered(self, delivery: Delivery[S]) -> None:
+        """Take back what its stream did not write."""
+
+    # To the child
+
+    def _room_for_call(self) -> None:
         if len(self._table) >= MAX_CALLS:
             raise Busy(f"more than {MAX_CALLS} calls are in flight in this session")
-        line = self._line(raw)
-        params = params_of(envelope)
-        call = Call(
-            id=_short(envelope.request_id),
-            method=envelope.method_name,
-            tool=params.name if isinstance(params.name, str) else None,
-            stream=stream,
-            started=now,
-            bytes_in=len(raw),
-            token=None if params.token is None else _short(params.token),
-            digest=digest(line),
-        )
-        repeated = self._table.repeated(call)
-        if repeated is not None:
-            self.routing.repeat(call)
-            return repeated.ordinal, 0
-        self._table.begin(call)
-        self.record.calls += 1
-        self.record.move(Step.CALL)
-        call.ordinal = self._forward(line, now)
-        return call.ordinal, self.routing.position
-
-    def notify(self, envelope: Envelope, raw: bytes, now: float) -> tuple[int, list[Delivery[S]]]:
-        """Take a notification; return its ordinal on the link, and deliveries.
-
-        A cancellation ends its call's stream: the child will not answer.
-        """
-        ordinal = self._forward(self._line(raw), now)
-        if envelope.method != "notifications/cancelled":
-            return ordinal, []
-        cancelled = params_of(envelope).requestId
-        call = None if cancelled is None else self._table.forget(cancelled)
-        if call is None:
-            return ordinal, []
-        self._finished(call, "cancelled", 0, now)
-        return ordinal, [] if call.stream is None else [Delivery(call.stream, b"", last=True)]
-
-    def respond(self, envelope: Envelope, raw: bytes, now: float) -> int:
-        """Take the client's answer to a request of the child; return its ordinal on the link.
-
-        Raises:
-            BadMessage: the child asked no such thing.
-            Busy: the child does not read.
-        """
-        line = self._line(raw)
-        if envelope.id is None or envelope.id is UNSET or not self._table.answered(envelope.id):
-            raise BadMessage("a response to a request that this session's server did not make")
-        return self._forward(line, now)
 
     def _line(self, raw: bytes) -> bytes:
         """Return a message of the client as the child shall read it, if there is room for it."""
@@ -177,7 +129,7 @@ class Session(Generic[S]):
 
     def stop(self) -> None:
         """Tell the agent to end its child and leave."""
-        self.routing.command({"do": "stop"})
+        self.link.send(Channel.CMD, b'{"do":"stop"}')
 
     # From the agent
 
@@ -191,7 +143,7 @@ class Session(Generic[S]):
         if message is None:
             return []
         if message.channel is Channel.RPC:
-            deliveries = self._from_child(message, now)
+            deliveries = self._rpc(message, now)
             if deliveries:
                 return deliveries
         elif message.channel is Channel.REPLAY:
@@ -206,45 +158,28 @@ class Session(Generic[S]):
         self.link.consumed(message)
         return deliveries
 
-    def _from_child(self, message: Message, now: float) -> list[Delivery[S]]:
+    def _rpc(self, message: Message, now: float) -> list[Delivery[S]]:
         envelope = self.chatter.message(message.payload)
-        if envelope is None:
-            return []
-        self.routing.seen(message)
-        if envelope.kind is Kind.RESPONSE:
-            return self._child_answers(envelope, message, now)
-        return self.routing.message(envelope, message)
+        return [] if envelope is None else self._from_child(envelope, message, now)
 
-    def _child_answers(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
+    def _answer_of_child(self, envelope: Envelope, message: Message, now: float) -> Call[S] | None:
+        """Take an answer of the child out of the table; None when nobody waits for it."""
         request_id = envelope.id
         if request_id is None or request_id is UNSET:
             self.chatter.drop("response", "it has no id")
-            return []
+            return None
         swallow = self._table.is_forgotten(request_id)
         call = self._table.finish(request_id)
         self.booted = True
         if call is None:
             if not swallow:
                 self.chatter.drop("response", "nobody asked for it")
-            return []
+            return None
         self._answered(call, envelope, len(message.payload), now)
-        return self.routing.answer(call, message)
-
-    def _replayed(self, message: Message, now: float) -> list[Delivery[S]]:
-        deliveries = self.routing.replayed(message)
-        for delivery in deliveries:
-            if delivery.call is not None:
-                size = len(delivery.raw)
-                self._answered(delivery.call, peek(delivery.raw), size, now)
-        return deliveries
+        return call
 
     def _answered(self, call: Call[S], envelope: Envelope, size: int, now: float) -> None:
-        outcome = "ok" if envelope.error is UNSET else "error"
-        if call.method == "initialize" and outcome == "error":
-            # Its client gets no session key with an error, so nobody could ever use the session.
-            error = SessionEnded("the server refused to initialize")
-            self.ending = Ending(Reason.INITIALIZE_FAILED, error)
-        self._finished(call, outcome, size, now)
+        self._finished(call, "ok" if envelope.error is UNSET else "error", size, now)
 
     def _agent_event(self, payload: bytes, now: float) -> list[Delivery[S]]:
         report = document(payload)
@@ -278,11 +213,7 @@ class Session(Generic[S]):
     def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> list[Delivery[S]]:
         """Answer every running call in the child's place, or those that somebody listens for."""
         calls = [call for call in self._table.calls if all_calls or call.stream is not None]
-        told = [d for call in calls for d in self._end_call(call, error, now)]
-        return told + [
-            Delivery(stream, error_response(id_of(where), error), last=True, error=error)
-            for stream, where in self.routing.unanswered()
-        ]
+        return [d for call in calls for d in self._end_call(call, error, now)]
 
     def tick(self, now: float) -> list[Delivery[S]]:
         """Do what time demands: end calls that ran too long, call a quiet session idle."""
@@ -303,16 +234,16 @@ class Session(Generic[S]):
         return self._answer_instead(call, error, now)
 
     def _answer_instead(self, call: Call[S], error: GatewayError, now: float) -> list[Delivery[S]]:
-        raw = error_response(call.id, error)
+        raw = error_response(call.client_id, error)
         self._finished(call, error.reason, len(raw), now)
-        self.routing.cut(call)
+        self._cut(call)
         return [] if call.stream is None else [Delivery(call.stream, raw, last=True, error=error)]
 
     def _finished(self, call: Call[S], outcome: str, bytes_out: int, now: float) -> None:
         self.active = now
         self._tell(
             events.CallFinished,
-            call=str(call.id)[:64],
+            call=str(call.client_id)[:64],
             method=call.method[:64],
             tool=None if call.tool is None else call.tool[:128],
             outcome=outcome,
@@ -325,7 +256,12 @@ class Session(Generic[S]):
         self._emit(event(session=self.record.session_id, **facts))
 
 
-def _short(request_id: str | int) -> str | int:
+def short(request_id: str | int) -> str | int:
+    """Return an id or token that can be carried along.
+
+    Raises:
+        BadMessage: it is too long.
+    """
     if isinstance(request_id, str) and len(request_id) > MAX_ID:
         raise BadMessage(f"an id may have {MAX_ID} characters")
     return request_id

@@ -42,8 +42,8 @@ from gateway.sessions.capsule import Capsule, Sealer
 from gateway.sessions.credentials import SessionKeys
 from gateway.sessions.live import Live
 from gateway.sessions.manager import Terms
+from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import Reason
-from gateway.sessions.session import Session
 from tests.fakes import raw_websocket as raw
 from tests.fakes.house import BOUND, LASTING, SECRET, Agent, House, eventually, hello, opened
 from tests.fakes.house import token_of as token
@@ -189,7 +189,7 @@ def objects() -> Counter[str]:
     """Count what lives of sessions in this process."""
     gc.collect()
     found = [type(each) for each in gc.get_objects()]
-    return Counter(kind.__name__ for kind in found if kind in (Live, Session, Endpoint))
+    return Counter(kind.__name__ for kind in found if kind in (Live, OwnedSession, Endpoint))
 
 
 @asynccontextmanager

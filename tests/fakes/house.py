@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from gateway.launchers.base import LaunchOrder
-    from gateway.sessions.live import Live
+    from gateway.sessions.live import OwnedLive
 
 BOUND = 10.0
 """Seconds for any one wait; nothing here takes one."""
@@ -385,7 +385,7 @@ class House:
             assert response.status == 200, await response.text()
             yield Stream(response)
 
-    def live(self, session: str) -> Live:
+    def live(self, session: str) -> OwnedLive:
         """What the gateway holds of a session."""
         return self.manager._live[SessionKeys.fingerprint(session)]
 

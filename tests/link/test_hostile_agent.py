@@ -24,9 +24,9 @@ from gateway.jsonrpc import peek
 from gateway.registry.servers import ServerDefinition
 from gateway.sessions.delivery import Delivery
 from gateway.sessions.lease import Lease
-from gateway.sessions.live import Live
+from gateway.sessions.live import OwnedLive
+from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import SessionRecord, State
-from gateway.sessions.session import Session
 from gateway.sessions.streams import Outbox
 
 LIMITS = Limits(
@@ -41,13 +41,15 @@ HOURS = 1e9
 LAST = JournalPage(last=True)
 
 
-def rebuilt(hello: Hello, journal: list[JournalPage]) -> Live:
+def rebuilt(hello: Hello, journal: list[JournalPage]) -> OwnedLive:
     """Return a session that a fresh process has taken up from what this agent tells."""
     record = SessionRecord("s-1", "fingerprint", "me", SERVER, 0.0, state=State.PARTED)
     lease = Lease(0.0, HOURS, HOURS, HOURS, HOURS, active=0.0, parted=0.0)
     told: list[object] = []
-    session: Session[Outbox] = Session(record, Endpoint(LIMITS, now=0.0), told.append, HOURS)
-    live = Live(session, lease, told.append)
+    session: OwnedSession[Outbox] = OwnedSession(
+        record, Endpoint(LIMITS, now=0.0), told.append, HOURS
+    )
+    live = OwnedLive(session, lease, told.append)
     live.fresh = True
     live.welcome(hello, "capsule")
     live.attach(hello, journal, 0.0)
@@ -63,7 +65,7 @@ def hello(
 class Liar:
     """The agent's side: well-formed frames with whatever content."""
 
-    def __init__(self, live: Live, seq: int = 0) -> None:
+    def __init__(self, live: OwnedLive, seq: int = 0) -> None:
         self.live = live
         self.seq = seq
 
@@ -86,7 +88,7 @@ def answer(key: int) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": key, "result": {}}).encode()
 
 
-def calls(live: Live, key: int) -> Outbox:
+def calls(live: OwnedLive, key: int) -> Outbox:
     outbox = live.open_outbox(label(key), resumable=True)
     raw = json.dumps({"jsonrpc": "2.0", "id": key, "method": "tools/call"}).encode()
     live.session.request(peek(raw), raw, outbox, 0.0)

@@ -37,9 +37,9 @@ from gateway.jsonrpc import peek
 from gateway.registry.servers import ServerDefinition
 from gateway.sessions.backlog import BACKLOG_MESSAGES
 from gateway.sessions.lease import Lease
-from gateway.sessions.live import Live
+from gateway.sessions.live import OwnedLive
+from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import SessionRecord, State
-from gateway.sessions.session import Session
 from gateway.sessions.streams import Item, Outbox
 
 PROFILES = {
@@ -152,12 +152,12 @@ class World(RuleBasedStateMachine):
     def ignore(event: object) -> None:
         """Nobody reads the log here."""
 
-    def process(self, state: State) -> Live:
+    def process(self, state: State) -> OwnedLive:
         record = SessionRecord("s-1", "fingerprint", "me", SERVER, 0.0, state=state)
         lease = Lease(0.0, HOURS, HOURS, HOURS, HOURS, active=0.0)
         link = Endpoint(LIMITS, now=self.now)
-        session: Session[Outbox] = Session(record, link, self.ignore, HOURS)
-        return Live(session, lease, self.ignore)
+        session: OwnedSession[Outbox] = OwnedSession(record, link, self.ignore, HOURS)
+        return OwnedLive(session, lease, self.ignore)
 
     @property
     def link(self) -> Endpoint:
@@ -368,7 +368,7 @@ class World(RuleBasedStateMachine):
 
     def attach_stream(self, asker: Asker, stream: Stream) -> None:
         if asker.request is not None and asker.last is None:
-            stream.ordinal, stream.outbox.since = self.live.session.request(
+            stream.ordinal = self.live.request(
                 peek(asker.request), asker.request, stream.outbox, self.now
             )
             return
@@ -574,3 +574,14 @@ def test_session_survives_its_streams_its_link_and_its_gateway() -> None:
         report_multiple_bugs=False,
     )
     run_state_machine_as_test(World, settings=quiet)
+
+
+def test_question_of_an_answered_call_is_told_once_though_its_old_stream_is_still_open() -> None:
+    world = World()
+    world.client_calls_what_reports_progress(seen=0)
+    world.child_asks()
+    world.child_answers(pick=0)
+    world.everything_moves()
+    world.stream_breaks(count=0, noticed=False, pick=0)
+    world.client_comes_back(pick=0)
+    world.teardown()

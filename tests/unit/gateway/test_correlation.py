@@ -9,7 +9,7 @@ from gateway.errors import DuplicateId
 def call(
     request_id: Id, stream: str | None = "stream", *, token: Id | None = None, at: float = 0.0
 ) -> Call[str]:
-    return Call(request_id, "tools/call", None, stream, at, 0, token)
+    return Call(request_id, request_id, "tools/call", None, stream, at, 0, token)
 
 
 def table(*calls: Call[str]) -> Correlation[str]:

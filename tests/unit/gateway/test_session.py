@@ -45,8 +45,9 @@ from gateway.registry.servers import ServerDefinition
 from gateway.sessions.backlog import BACKLOG_BYTES, BACKLOG_MESSAGES
 from gateway.sessions.chatter import LAST_WORD, LAST_WORDS, LOG_LINES_PER_S, NOISE_SAMPLE
 from gateway.sessions.delivery import Delivery
+from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import Reason, SessionRecord, State, Step
-from gateway.sessions.session import QUIET_S, Session
+from gateway.sessions.session import QUIET_S
 
 TIGHT = Limits(
     message_bytes=100_000,
@@ -95,7 +96,9 @@ class Play:
         self.link.attach(0, 0.0)
         self.agent.attach(0, 0.0)
         self.told: list[events.SessionEvent] = []
-        self.session: Session[str] = Session(self.record, self.link, self.told.append, TIMEOUT_S)
+        self.session: OwnedSession[str] = OwnedSession(
+            self.record, self.link, self.told.append, TIMEOUT_S
+        )
         self._clock = 0.0
 
     # The client
@@ -119,10 +122,9 @@ class Play:
     def responds(self, raw: bytes) -> None:
         self.session.respond(peek(raw), raw, 0.0)
 
-    def opened(self, stream: str) -> tuple[str | None, list[tuple[str, bytes, bool]]]:
-        """Open a general stream: the one it replaces, and what waited for it."""
-        replaced, waiting = self.session.routing.open_general(stream)
-        return replaced, where(waiting)
+    def opened(self, stream: str) -> list[tuple[str, bytes, bool]]:
+        """Open a general stream: what waited for it."""
+        return where(self.session.routing.open_general(stream))
 
     def writes(self, delivery: Delivery[str]) -> None:
         """The delivery's bytes went out to its stream."""
@@ -365,7 +367,7 @@ def test_progress_after_the_answer_reaches_nobody_now_or_later(play: Play) -> No
     play.calls(1, "A", _meta={"progressToken": 5})
     play.answers(1)
     assert play.says(progress(5)) == []
-    assert play.session.routing.open_general("GET") == (None, [])
+    assert play.session.routing.open_general("GET") == []
 
 
 def test_progress_for_two_calls_with_one_token_reaches_one_stream(play: Play) -> None:
@@ -397,20 +399,20 @@ def test_log_after_the_only_call_ended_waits_for_a_stream(play: Play) -> None:
     play.calls(1, "A")
     play.answers(1)
     assert play.says(LOG) == []
-    assert play.opened("GET") == (None, [("GET", LOG, False)])
+    assert play.opened("GET") == [("GET", LOG, False)]
 
 
 def test_what_waited_is_delivered_once_and_in_order(play: Play) -> None:
     waiting = [LOG, message(id="q", method="ping"), message(method="notifications/x")]
     assert [play.says(raw) for raw in waiting] == [[], [], []]
-    assert play.opened("GET") == (None, [("GET", raw, False) for raw in waiting])
-    assert play.opened("NEW") == ("GET", [])
+    assert play.opened("GET") == [("GET", raw, False) for raw in waiting]
+    assert play.opened("NEW") == []
 
 
 def test_backlog_holds_so_many_messages_and_tells_what_it_dropped(play: Play) -> None:
     for number in range(BACKLOG_MESSAGES + 2):
         play.says(message(method=f"n{number}"))
-    kept = play.session.routing.open_general("GET")[1]
+    kept = play.session.routing.open_general("GET")
     assert [d.raw for d in kept] == [message(method=f"n{n}") for n in range(BACKLOG_MESSAGES)]
     assert play.dropped() == [f"n{BACKLOG_MESSAGES}", f"n{BACKLOG_MESSAGES + 1}"]
 
@@ -424,7 +426,7 @@ def test_backlog_holds_so_many_bytes_and_tells_what_it_dropped(play: Play) -> No
     half, one_more = of_size(BACKLOG_BYTES // 2, "half"), message(method="more")
     for raw in (half, half, one_more):
         play.says(raw)
-    assert [d.raw for d in play.session.routing.open_general("GET")[1]] == [half, half]
+    assert [d.raw for d in play.session.routing.open_general("GET")] == [half, half]
     assert play.dropped() == ["more"]
 
 
@@ -434,7 +436,7 @@ def test_backlog_has_its_whole_room_again_after_it_was_delivered(play: Play) -> 
     play.session.routing.open_general("GET")
     play.session.routing.stream_gone("GET")
     play.says(full)
-    assert [d.raw for d in play.session.routing.open_general("NEW")[1]] == [full]
+    assert [d.raw for d in play.session.routing.open_general("NEW")] == [full]
 
 
 def test_what_a_stream_did_not_write_waits_for_the_next_one(play: Play) -> None:
@@ -442,7 +444,7 @@ def test_what_a_stream_did_not_write_waits_for_the_next_one(play: Play) -> None:
     (delivery,) = play.says(LOG)
     play.session.routing.stream_gone("GET")
     play.session.routing.undelivered(delivery)
-    assert play.opened("NEW") == (None, [("NEW", LOG, False)])
+    assert play.opened("NEW") == [("NEW", LOG, False)]
     assert play.acknowledged()
 
 
@@ -451,7 +453,7 @@ def test_answer_that_a_stream_did_not_write_stays_with_the_agent_alone(play: Pla
     (delivery,) = play.answers(1)
     play.child_reads()
     play.session.routing.undelivered(delivery)
-    assert (play.dropped(), play.opened("GET")) == ([], (None, []))
+    assert (play.dropped(), play.opened("GET")) == ([], [])
     assert play.acknowledged()
 
 
@@ -459,7 +461,7 @@ def test_progress_that_a_stream_did_not_write_does_not_wait(play: Play) -> None:
     play.calls(1, "A", _meta={"progressToken": 5})
     (delivery,) = play.says(progress(5))
     play.session.routing.undelivered(delivery)
-    assert play.session.routing.open_general("GET") == (None, [])
+    assert play.session.routing.open_general("GET") == []
 
 
 # Requests of the child
@@ -698,7 +700,7 @@ def test_message_that_names_its_call_is_not_told_to_the_agent(play: Play, raw: b
 def test_stream_that_continues_a_call_gets_what_it_missed_then_what_is_new(play: Play) -> None:
     play.calls(1, "A", _meta={"progressToken": 5})
     play.session.routing.stream_gone("A")
-    assert play.session.routing.resume("B", "i1", 0) is None
+    play.session.routing.resume("B", "i1", 0)
     assert play.told_agent() == [{"do": "replay", "ticket": 1, "to": "i1", "after": 0}]
     assert play.says(progress(5)) == []  # the agent sends it again as well
     again = play.replays(1, 1, progress(5))
@@ -771,7 +773,7 @@ def test_replay_that_nobody_asked_for_is_dropped_and_told(play: Play, ticket: in
 def test_general_stream_that_continues_lets_what_is_new_wait_for_what_it_missed(
     play: Play,
 ) -> None:
-    assert play.session.routing.open_general("GET", 3) == (None, [])
+    assert play.session.routing.open_general("GET", 3) == []
     assert play.says(LOG) == []
     missed = message(method="missed")
     assert where(play.replays(1, 4, missed)) == [("GET", missed, False)]
@@ -831,7 +833,7 @@ def test_what_an_earlier_process_found_no_stream_for_waits_for_one(play: Play) -
     assert play.told_agent() == [{"do": "replay", "ticket": 1, "to": None, "after": 0}]
     assert play.replays(1, 1, LOG) == []
     play.replays(1, 0, b"")
-    assert play.opened("GET") == (None, [("GET", LOG, False)])
+    assert play.opened("GET") == [("GET", LOG, False)]
 
 
 def test_what_came_to_this_process_itself_is_not_taken_a_second_time(play: Play) -> None:
@@ -839,7 +841,7 @@ def test_what_came_to_this_process_itself_is_not_taken_a_second_time(play: Play)
     play.says(LOG)
     assert play.replays(1, 2, LOG) == []
     play.replays(1, 0, b"")
-    assert play.opened("GET") == (None, [("GET", LOG, False)])
+    assert play.opened("GET") == [("GET", LOG, False)]
 
 
 def test_question_of_an_earlier_process_waits_for_a_stream_only_while_it_is_open(
@@ -850,7 +852,7 @@ def test_question_of_an_earlier_process_waits_for_a_stream_only_while_it_is_open
     play.replays(1, 1, answered)
     play.replays(1, 1, still)
     play.replays(1, 0, b"")
-    assert play.opened("GET") == (None, [("GET", still, False)])
+    assert play.opened("GET") == [("GET", still, False)]
 
 
 @pytest.mark.parametrize(("method", "booted"), [("initialize", False), ("tools/call", True)])

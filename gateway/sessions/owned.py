@@ -1,0 +1,196 @@
+"""A session whose child has one client, which opened it with a handshake. Pure.
+
+Ids pass untouched. A client's stream may break off and continue, so where the child's messages go
+is decided in `routing`, and told to the agent.
+"""
+
+from typing import TypeVar
+
+from msgspec import UNSET
+
+from dyno_agent.link import Endpoint, Message
+from dyno_agent.link.resumption import JournalPage, digest, id_of, label
+from gateway import events
+from gateway.eras.correlation import Call
+from gateway.errors import BadMessage, GatewayError, SessionEnded
+from gateway.jsonrpc import Envelope, Kind, error_response, params_of, peek
+from gateway.sessions.delivery import Delivery, Ending
+from gateway.sessions.record import Reason, SessionRecord, Step
+from gateway.sessions.routing import Routing
+from gateway.sessions.session import Session, short
+
+S = TypeVar("S")
+
+
+class OwnedSession(Session[S]):
+    """The rules of a session with one client. See `Session`.
+
+    Attributes:
+        routing: the streams, and what goes where.
+    """
+
+    def __init__(
+        self, record: SessionRecord, link: Endpoint, emit: events.Sink, call_timeout_s: float
+    ) -> None:
+        super().__init__(record, link, emit, call_timeout_s)
+        self.routing: Routing[S] = Routing(link, self._table, self.chatter)
+
+    @property
+    def position(self) -> int:
+        """See `Routing.position`."""
+        return self.routing.position
+
+    @property
+    def hydrating(self) -> bool:
+        """See `Routing.hydrating`."""
+        return self.routing.hydrating
+
+    def hydrate(self, pages: list[JournalPage], now: float) -> None:
+        """Learn from the agent's journal what was under way at an earlier gateway process."""
+        self.routing.hydrate(pages, now)
+        self.booted = all(call.method != "initialize" for call in self._table.calls)
+
+    # From the client
+
+    def label_of(self, envelope: Envelope) -> str:
+        """Return the label of the stream that will answer a request.
+
+        Raises:
+            BadMessage: an id that is too long to be carried along.
+        """
+        return label(short(envelope.request_id))
+
+    def request(self, envelope: Envelope, raw: bytes, stream: S, now: float) -> tuple[int, int]:
+        """Take a request; its answer will be a delivery to `stream`.
+
+        A request that is sent again because its connection broke is not made again: the stream
+        gets the answer of the first.
+
+        Returns:
+            The request's ordinal on the link, see `Endpoint.send`; and the position at which its
+            stream begins.
+
+        Raises:
+            BadMessage: an id or progress token that is too long to be carried along.
+            DuplicateId: the id is in flight.
+            Busy: too many calls in flight, or the child does not read.
+        """
+        self._room_for_call()
+        line = self._line(raw)
+        params = params_of(envelope)
+        request_id = short(envelope.request_id)
+        call = Call(
+            id=request_id,
+            client_id=request_id,
+            method=envelope.method_name,
+            tool=params.name if isinstance(params.name, str) else None,
+            stream=stream,
+            started=now,
+            bytes_in=len(raw),
+            token=None if params.token is None else short(params.token),
+            digest=digest(line),
+        )
+        repeated = self._table.repeated(call)
+        if repeated is not None:
+            self.routing.repeat(call)
+            return repeated.ordinal, 0
+        self._table.begin(call)
+        self.record.calls += 1
+        self.record.move(Step.CALL)
+        call.ordinal = self._forward(line, now)
+        return call.ordinal, self.routing.position
+
+    def notify(self, envelope: Envelope, raw: bytes, now: float) -> tuple[int, list[Delivery[S]]]:
+        """Take a notification; return its ordinal on the link, and deliveries.
+
+        A cancellation ends its call's stream: the child will not answer.
+        """
+        ordinal = self._forward(self._line(raw), now)
+        if envelope.method != "notifications/cancelled":
+            return ordinal, []
+        cancelled = params_of(envelope).requestId
+        call = None if cancelled is None else self._table.forget(cancelled)
+        if call is None:
+            return ordinal, []
+        self._finished(call, "cancelled", 0, now)
+        return ordinal, [] if call.stream is None else [Delivery(call.stream, b"", last=True)]
+
+    def respond(self, envelope: Envelope, raw: bytes, now: float) -> int:
+        """Take the client's answer to a request of the child; return its ordinal on the link.
+
+        Raises:
+            BadMessage: the child asked no such thing.
+            Busy: the child does not read.
+        """
+        line = self._line(raw)
+        if envelope.id is None or envelope.id is UNSET or not self._table.answered(envelope.id):
+            raise BadMessage("a response to a request that this session's server did not make")
+        return self._forward(line, now)
+
+    # From the child
+
+    def _from_child(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
+        self.routing.seen(message)
+        if envelope.kind is not Kind.RESPONSE:
+            return self.routing.message(envelope, message)
+        call = self._answer_of_child(envelope, message, now)
+        return [] if call is None else self.routing.answer(call, message)
+
+    def _replayed(self, message: Message, now: float) -> list[Delivery[S]]:
+        deliveries = self.routing.replayed(message)
+        for delivery in deliveries:
+            if delivery.call is not None:
+                size = len(delivery.raw)
+                self._answered(delivery.call, peek(delivery.raw), size, now)
+        return deliveries
+
+    def _answered(self, call: Call[S], envelope: Envelope, size: int, now: float) -> None:
+        if call.method == "initialize" and envelope.error is not UNSET:
+            # Its client gets no session key with an error, so nobody could ever use the session.
+            error = SessionEnded("the server refused to initialize")
+            self.ending = Ending(Reason.INITIALIZE_FAILED, error)
+        super()._answered(call, envelope, size, now)
+
+    def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> list[Delivery[S]]:
+        """See `Session.fail`; streams that came back for an answer are told as well."""
+        return super().fail(error, now, all_calls=all_calls) + [
+            Delivery(stream, error_response(id_of(where), error), last=True, error=error)
+            for stream, where in self.routing.unanswered()
+        ]
+
+    # Streams
+
+    def listen(self, stream: S, where: str | None, after: int | None) -> list[Delivery[S]]:
+        """Attach the stream of a GET.
+
+        Args:
+            stream: the new one.
+            where: label of the call's stream that it continues; None for the general one.
+            after: position of the last message that the client has of the one it continues.
+
+        Returns:
+            What waited for a stream.
+        """
+        if where is None:
+            return self.routing.open_general(stream, after)
+        self.routing.resume(stream, where, after or 0)
+        return []
+
+    def _cut(self, call: Call[S]) -> None:
+        self.routing.cut(call)
+
+    def stream_gone(self, stream: S, now: float) -> None:
+        """The client hung up on this stream; what runs goes on."""
+        self.routing.stream_gone(stream)
+
+    def flush(self) -> list[Delivery[S]]:
+        """See `Routing.flush`."""
+        return self.routing.flush()
+
+    def delivered(self, delivery: Delivery[S]) -> None:
+        """See `Routing.delivered`."""
+        self.routing.delivered(delivery)
+
+    def undelivered(self, delivery: Delivery[S]) -> None:
+        """See `Routing.undelivered`."""
+        self.routing.undelivered(delivery)

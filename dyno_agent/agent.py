@@ -22,6 +22,7 @@ from dyno_agent.child import PIPE_LINGER_S, Child, ExitReport, SpawnFailed
 from dyno_agent.config import Config
 from dyno_agent.deadman import DeadMan
 from dyno_agent.dialer import Attachment, Backoff, Refused, Unreachable, dial
+from dyno_agent.faces import FACES, Face, Moves
 from dyno_agent.hardening import harden
 from dyno_agent.link import (
     Channel,
@@ -70,6 +71,7 @@ class Agent:
         self._attachment: Attachment | None = None
         self._wake = asyncio.Event()  # something may be sent now
         self._heard = asyncio.Event()  # the peer acknowledged or sent something
+        self._let_go = asyncio.Event()  # the child has said something: its face may not hold now
         self._over = asyncio.Event()
         self._why_over = ""
         self._forsaken = False  # no gateway will ever hold this agent again
@@ -303,7 +305,7 @@ class Agent:
             await self._last_word()
             return NOT_STARTED
         self._send(Channel.EVENT, {"event": "spawned", "pid": child.pid})
-        report = await self._relay(child)
+        report = await self._relay(child, FACES[spec.face]())
         with contextlib.suppress(TimeoutError):
             # The report is urgent and would overtake answers that still wait for credit.
             async with asyncio.timeout(LAST_WORD_S):
@@ -313,11 +315,11 @@ class Agent:
         await self._last_word()
         return report.status
 
-    async def _relay(self, child: Child) -> ExitReport:
+    async def _relay(self, child: Child, face: Face) -> ExitReport:
         """Move messages both ways until the child exits or must go."""
         async with asyncio.TaskGroup() as tasks:
-            feed = tasks.create_task(self._feed(child))
-            listen = tasks.create_task(self._listen(child))
+            feed = tasks.create_task(self._feed(child, face))
+            listen = tasks.create_task(self._listen(child, face))
             overhear = tasks.create_task(self._overhear(child))
             watch = tasks.create_task(self._watch(child))
             await self._over.wait()
@@ -332,17 +334,23 @@ class Agent:
         await child.wait()
         self.leave("exit")
 
-    async def _feed(self, child: Child) -> None:
+    async def _feed(self, child: Child, face: Face) -> None:
         reading = True
         while True:
             message = await self._inbox.get()
-            if reading and not await child.write(message.payload):
-                reading = False
-                log.warning("the child closed its stdin")
+            while face.holding:
+                self._let_go.clear()
+                await self._let_go.wait()
+            moves = face.from_gateway(message.payload)
+            self._tell(moves)
+            for line in moves.to_child:
+                if reading and not await child.write(line):
+                    reading = False
+                    log.warning("the child closed its stdin")
             self._endpoint.consumed(message)
             self._wake.set()
 
-    async def _listen(self, child: Child) -> None:
+    async def _listen(self, child: Child, face: Face) -> None:
         limit = self._endpoint.limits.message_bytes
         async for lines in child.messages(limit):
             for line in lines:
@@ -351,11 +359,19 @@ class Agent:
                         Channel.EVENT,
                         {"event": "oversized", "bytes": line.size, "limit": limit},
                     )
-                else:
-                    self._endpoint.send(Channel.RPC, line)
+                    continue
+                moves = face.from_child(line)
+                self._tell(moves)
+                for own in moves.to_child:
+                    await child.slip(own)
             self._wake.set()
+            self._let_go.set()
             while not self._endpoint.writable:
                 await self._until_heard()
+
+    def _tell(self, moves: Moves) -> None:
+        for line in moves.to_gateway:
+            self._endpoint.send(Channel.RPC, line)
 
     async def _overhear(self, child: Child) -> None:
         async for line in child.stderr_lines():

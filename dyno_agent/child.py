@@ -19,6 +19,9 @@ from dyno_agent.stdio import LineSplitter, Oversized
 CHUNK_BYTES = 256 * 1024
 """Read from a pipe at once: four pipe buffers, so that a large message takes few wake-ups."""
 
+UNREAD_BYTES = 32 * 1024 * 1024
+"""What may wait in our memory for a child that does not read: the largest message and its like."""
+
 STDERR_LINE_BYTES = 16 * 1024
 STDERR_TAIL_BYTES = 4 * 1024
 """How much of the last stderr output goes into the exit report."""
@@ -140,6 +143,19 @@ class Child:
         except (BrokenPipeError, ConnectionResetError):
             return False
         return True
+
+    async def slip(self, line: bytes) -> None:
+        """Write a short message beside those of `write`.
+
+        It does not wait for a child that is busy: who reads the child's stdout calls this, and must
+        go on reading. Only a child that leaves far too much unread is waited for.
+        """
+        try:
+            self._stdin.writelines((line, b"\n"))
+            if self._stdin.transport.get_write_buffer_size() > UNREAD_BYTES:
+                await self._stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            return  # `write` finds out as well, and says so
 
     async def messages(self, limit: int) -> AsyncIterator[list[bytes | Oversized]]:
         """Yield what stdout says, as lists of whole lines, until it is closed."""

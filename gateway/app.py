@@ -10,14 +10,20 @@ import structlog
 from aiohttp import web
 
 from dyno_agent.link import DEFAULT_LIMITS
+from gateway.edge.answering import refusal
 from gateway.edge.auth import KeyRing
-from gateway.edge.streamable_http import StreamableHttp, refusal
+from gateway.edge.cors import Cors
+from gateway.edge.door import Door, Endpoints, at
+from gateway.edge.legacy_sse import LegacySse
+from gateway.edge.modern_http import ModernHttp
+from gateway.edge.streamable_http import StreamableHttp
 from gateway.errors import GatewayError
 from gateway.launchers.base import Launcher
 from gateway.launchers.local import LocalLauncher
 from gateway.ops import health, logs
 from gateway.registry.servers import Registry
 from gateway.rendezvous.endpoint import Rendezvous
+from gateway.sessions.catalogues import Catalogues
 from gateway.sessions.manager import Manager, Terms
 from gateway.settings import Settings
 
@@ -60,19 +66,28 @@ async def errors_to_responses(request: web.Request, handler: Handler) -> web.Str
 
 def build(settings: Settings, registry: Registry, manager: Manager) -> web.Application:
     """Return the application with all rooms wired; the manager lives as long as it."""
-    limits = DEFAULT_LIMITS
     app = web.Application(middlewares=[errors_to_responses])
-    edge = StreamableHttp(
-        manager,
-        registry,
-        KeyRing(settings.keys()),
-        allowed_hosts=settings.allowed_hosts or None,
-        message_bytes=limits.message_bytes,
+    catalogues = Catalogues(manager, registry)
+    hosts = settings.allowed_hosts or None
+    door = Door(registry, KeyRing(settings.keys()), hosts)
+    cors = Cors(hosts)
+    paths = at("/mcp", "/handles/{handle}/mcp")
+    size = DEFAULT_LIMITS.message_bytes
+    legacy = StreamableHttp(manager, catalogues, message_bytes=size)
+    modern = ModernHttp(manager, catalogues, message_bytes=size)
+    app.add_routes(
+        [
+            *Endpoints(door, legacy, modern).routes(paths),
+            *LegacySse(door, manager, legacy, message_bytes=size).routes(),
+            *cors.routes([*paths, *at("/sse", "/messages")]),
+            *Rendezvous(manager).routes(),
+            *health.routes(manager),
+        ]
     )
-    app.add_routes([*edge.routes(), *Rendezvous(manager).routes(), *health.routes(manager)])
+    app.on_response_prepare.append(cors.on_prepare)
 
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
-        async with manager:
+        async with manager, catalogues:
             yield
 
     app.cleanup_ctx.append(lifetime)

@@ -172,6 +172,12 @@ class SessionAway(GatewayError):
     status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "session_away", 5
 
 
+class NotReady(GatewayError):
+    """Nothing is known of this server yet: a throw-away run is on its way."""
+
+    status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "not_ready", 5
+
+
 class Restarting(GatewayError):
     """This gateway process leaves; the session lives on, and the request may be sent again."""
 

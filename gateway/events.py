@@ -25,6 +25,7 @@ class Requested(SessionEvent):
     server: str
     principal: str
     client: str
+    rebuilt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Launching(SessionEvent):
     name = "launching"
     launch: str
     launcher: str
+    face: str = "plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,35 @@ class Dropped(SessionEvent):
     what: str
     why: str
     total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contradicted(SessionEvent):
+    """The child has said something else than what the catalogue tells clients."""
+
+    name = "contradicted"
+    server: str
+    principal: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned(SessionEvent):
+    """A throw-away run has told what a server answers in one era."""
+
+    name = "learned"
+    server: str
+    era: str
+    lists: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotLearned(SessionEvent):
+    """A throw-away run came to nothing: the child does not speak that era, or failed."""
+
+    name = "not_learned"
+    server: str
+    era: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

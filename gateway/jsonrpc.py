@@ -5,13 +5,14 @@ keeps params and results unparsed, so numbers, key order and duplicate keys reac
 as they were written.
 """
 
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from gateway.errors import BadJson, BadMessage, GatewayError
+from gateway.errors import INTERNAL_ERROR, BadJson, BadMessage, GatewayError
 
 T = TypeVar("T")
 
@@ -35,6 +36,8 @@ class Params(msgspec.Struct):
     name: Any = None
     requestId: str | int | None = None  # noqa: N815
     progressToken: str | int | None = None  # noqa: N815
+    progress: Any = None
+    level: Any = None
 
     @property
     def token(self) -> str | int | None:
@@ -87,8 +90,37 @@ class Envelope(msgspec.Struct):
         return "" if self.method is UNSET else self.method
 
 
+class ShortArray:
+    """Takes JSON arrays of few members apart.
+
+    A plain list has no limit while it is decoded: 16 MiB of `1,1,1` take 590 MiB as one. What comes
+    beyond the limit is parsed here and not kept.
+
+    Args:
+        limit: most members.
+    """
+
+    def __init__(self, limit: int) -> None:
+        fields = [(f"member_{n}", Raw | UnsetType, UNSET) for n in range(limit + 1)]
+        self._decoder = msgspec.json.Decoder(msgspec.defstruct("Array", fields, array_like=True))
+
+    def members(self, raw: bytes | Raw) -> list[Raw]:
+        """Return the members; one more than the limit if there are more.
+
+        Raises:
+            msgspec.DecodeError: no JSON, or no array.
+            RecursionError: nested too deeply.
+        """
+        slots = msgspec.structs.astuple(self._decoder.decode(raw))
+        return [member for member in slots if member is not UNSET]
+
+
+MAX_BATCH = 64
+"""Messages in one batch. No SDK sends any; a hand-written client sends a few."""
+
 _DECODER = msgspec.json.Decoder(Envelope)
 _PARAMS = msgspec.json.Decoder(Params)
+_BATCH = ShortArray(MAX_BATCH)
 
 
 def peek(raw: bytes) -> Envelope:
@@ -116,6 +148,27 @@ def peek(raw: bytes) -> Envelope:
     return envelope
 
 
+def split(raw: bytes) -> list[bytes] | None:
+    """Return the members of a batch (2025-03-26), each as it was written; None for anything else.
+
+    Raises:
+        BadJson: an array, but not UTF-8 or not JSON.
+        BadMessage: no members, or more than `MAX_BATCH`.
+    """
+    if raw.lstrip(b" \t\r\n")[:1] != b"[":
+        return None
+    try:
+        raw.decode()  # msgspec lets invalid UTF-8 pass inside Raw
+        members = _BATCH.members(raw)
+    except UnicodeDecodeError as error:
+        raise BadJson(f"the body is not UTF-8 (byte {error.start})") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadJson(f"the body is not JSON: {error}") from error
+    if not 0 < len(members) <= MAX_BATCH:
+        raise BadMessage(f"a batch has 1 to {MAX_BATCH} messages", limit=MAX_BATCH)
+    return [bytes(member) for member in members]
+
+
 def params_of(envelope: Envelope) -> Params:
     """Return the params that routing needs; empty where they are absent or of another shape."""
     if envelope.params is UNSET:
@@ -135,6 +188,55 @@ def one_line(raw: bytes) -> bytes:
     if b"\n" in raw or b"\r" in raw:
         raw = raw.replace(b"\r", b" ").replace(b"\n", b" ")
     return raw
+
+
+def text_of(raw: Raw | UnsetType) -> str:
+    """Return a part of a message as text; empty if there is none."""
+    return "" if raw is UNSET else bytes(raw).decode()
+
+
+def progress_of(envelope: Envelope) -> float | None:
+    """Return how far a `notifications/progress` says its call is; None where it says nothing."""
+    told = params_of(envelope).progress
+    return float(told) if isinstance(told, int | float) else None
+
+
+def notification(method: str, params: Mapping[str, Any] | None = None) -> bytes:
+    """Return a notification of ours."""
+    given = {} if params is None else {"params": params}
+    return msgspec.json.encode({"jsonrpc": "2.0", "method": method, **given})
+
+
+def request(request_id: str | int, method: str, params: Any = UNSET) -> bytes:
+    """Return a request of ours, on one line; `params` may be `Raw`."""
+    given = {} if params is UNSET else {"params": params}
+    return one_line(
+        msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "method": method, **given})
+    )
+
+
+def result_response(request_id: str | int, result: Any) -> bytes:
+    """Return an answer of ours, on one line; `result` may be `Raw`."""
+    return one_line(msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "result": result}))
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+
+
+_ERROR = msgspec.json.Decoder(_Error)
+
+
+def error_of(envelope: Envelope) -> tuple[int, str]:
+    """Return the code and the message of an error response; (0, "") of anything else."""
+    if envelope.error is UNSET:
+        return 0, ""
+    try:
+        error = _ERROR.decode(envelope.error)
+    except (msgspec.DecodeError, RecursionError):
+        return INTERNAL_ERROR, ""
+    return error.code, error.message
 
 
 def error_response(request_id: str | int | None, error: GatewayError) -> bytes:

@@ -8,7 +8,7 @@ agent. The wire is written down in docs/link.md.
 from dyno_agent.link.closing import CloseCode
 from dyno_agent.link.endpoint import Endpoint, LinkLost, Message
 from dyno_agent.link.frames import Channel, ProtocolViolation
-from dyno_agent.link.handshake import ChildSpec, Hello, Welcome
+from dyno_agent.link.handshake import ChildSpec, Face, Hello, Welcome
 from dyno_agent.link.limits import DEFAULT_LIMITS, Limits
 
 PATH = "/agent/v1/link"
@@ -29,6 +29,7 @@ __all__ = [
     "ChildSpec",
     "CloseCode",
     "Endpoint",
+    "Face",
     "Hello",
     "Limits",
     "LinkLost",

@@ -6,10 +6,13 @@ the major version is the name of the WebSocket subprotocol.
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from dyno_agent.link.frames import ProtocolViolation
 from dyno_agent.link.limits import CAPSULE_BYTES, HANDSHAKE_BYTES, WELCOME_BYTES, Limits
+
+Face = Literal["plain", "modern", "legacy"]
+"""The era that a child shows: its own, or the other one in translation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,13 @@ class ChildSpec:
         argv: the program and its arguments; no shell is involved.
         env: variables added to the scrubbed environment of the dyno.
         cwd: working directory; None keeps the agent's.
+        face: the era that the child is to show to the gateway, see `dyno_agent.faces`.
     """
 
     argv: tuple[str, ...]
     env: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str | None = None
+    face: Face = "plain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +146,16 @@ def _limits(document: dict[str, Any]) -> Limits:
 
 
 def _child(document: dict[str, Any]) -> ChildSpec:
-    cwd = document.get("cwd")
+    cwd, face = document.get("cwd"), document.get("face", "plain")
+    if face not in get_args(Face):
+        raise ValueError("a later gateway wants a face that this agent does not have")
     if not isinstance(document["argv"], list):
         raise TypeError("argv is not a list")
     return ChildSpec(
         argv=tuple(str(part) for part in document["argv"]),
         env={str(name): str(value) for name, value in document["env"].items()},
         cwd=None if cwd is None else str(cwd),
+        face=face,
     )
 
 

@@ -85,6 +85,16 @@ def check_accept(headers: Mapping[str, str], *needed: str) -> None:
             raise NotAcceptable(f"Accept must list {' and '.join(needed)}")
 
 
+def prefers_stream(headers: Mapping[str, str]) -> bool:
+    """True for a client that names event streams first (RFC 9110, 12.5.1, weights aside).
+
+    The SDKs name JSON first. Both are right for any answer, so the order is the client's wish.
+    """
+    accept = headers.get("Accept", "").lower()
+    at = accept.find(SSE)
+    return at >= 0 and (JSON not in accept or at < accept.find(JSON))
+
+
 async def read_body(request: web.Request, limit: int) -> bytes:
     """Read a JSON body.
 

@@ -7,32 +7,40 @@ status codes and streams; what a message means is the session's business.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from dyno_agent.link.resumption import GENERAL, id_of
 from gateway.edge import intake, sse
-from gateway.edge.auth import KeyRing
-from gateway.eras.legacy import client_name, opens_session, resumes
-from gateway.eras.versions import ASSUMED, resumable
+from gateway.edge.answering import STREAM_HEADERS, Reply, refusal
+from gateway.edge.door import Caller
+from gateway.eras import modern
+from gateway.eras.catalogue import Chapter
+from gateway.eras.legacy import Opening, client_name, opens_session, requested, resumes
+from gateway.eras.versions import ASSUMED, BATCHES, resumable
 from gateway.errors import (
     BadMessage,
     GatewayError,
     MissingSession,
     Restarting,
     SessionEnded,
-    UnknownServer,
 )
-from gateway.jsonrpc import Envelope, Kind, error_response, peek
-from gateway.registry.servers import Registry, ServerDefinition
-from gateway.sessions.live import Live, OwnedLive
+from gateway.jsonrpc import Envelope, Kind, error_response, peek, split, text_of
+from gateway.registry.servers import ServerDefinition
+from gateway.sessions.catalogues import Catalogues
+from gateway.sessions.delivery import Delivery
+from gateway.sessions.live import OwnedLive
 from gateway.sessions.manager import Manager
+from gateway.sessions.overture import Overture
 from gateway.sessions.record import Reason
 from gateway.sessions.streams import Item, Outbox
 
 SESSION_HEADER = "Mcp-Session-Id"
+
+REBUILT_HEADER = "Rendezvous-Session"
+"""Says `rebuilt` on the first answer of a session that lost its state."""
 
 LAST_EVENT_HEADER = "Last-Event-ID"
 
@@ -54,25 +62,9 @@ SMALL_BYTES = 64 * 1024
 OPENING_BYTES = 1024 * 1024
 """Largest body without a session: an `initialize`."""
 
-WRITE_S = 30.0
-"""How long one write may be blocked by a client that does not read; then its stream is cut."""
-
-PIECE_BYTES = 256 * 1024
-"""Larger events are written in pieces of this size."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks for what, after the checks that all methods share."""
-
-    principal: str
-    server: ServerDefinition
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
+class Taken:
     """A message that its session has taken.
 
     Attributes:
@@ -80,81 +72,51 @@ class _Taken:
         key: what its client presents.
         ordinal: of the message on the link.
         outbox: where a request is answered.
-        opened: the message opened the session.
+        opened: the message opened the session, and the child will answer it.
+        at_once: the answer, if no child is needed for it.
     """
 
     live: OwnedLive
     key: str
-    ordinal: int
-    outbox: Outbox | None
-    opened: bool
+    ordinal: int = 0
+    outbox: Outbox | None = None
+    opened: bool = False
+    at_once: bytes = b""
+
+    def headers(self) -> dict[str, str]:
+        """Return what every response carries; nothing once the session is over."""
+        headers = {} if self.live.record.over else {SESSION_HEADER: self.key}
+        if self.live.rebuilt:
+            headers[REBUILT_HEADER] = "rebuilt"
+            self.live.rebuilt = False
+        return headers
 
 
 class StreamableHttp:
-    """Handlers of the MCP endpoints.
+    """What the MCP endpoints do for clients with a handshake.
 
     Args:
         manager: finds and makes sessions.
-        registry: the servers.
-        keys: who may come.
-        allowed_hosts: see `intake.check_origin`.
+        catalogues: what is known without a dyno.
         message_bytes: largest body.
     """
 
-    def __init__(
-        self,
-        manager: Manager,
-        registry: Registry,
-        keys: KeyRing,
-        *,
-        allowed_hosts: Set[str] | None,
-        message_bytes: int,
-    ) -> None:
+    def __init__(self, manager: Manager, catalogues: Catalogues, *, message_bytes: int) -> None:
         self._manager = manager
-        self._registry = registry
-        self._keys = keys
-        self._allowed_hosts = allowed_hosts
+        self._catalogues = catalogues
         self._message_bytes = message_bytes
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return the routes of the default server and of the named ones."""
-        return [
-            route
-            for path in ("/mcp", "/servers/{name}/mcp")
-            for route in (
-                web.post(path, self.post),
-                web.get(path, self.get, allow_head=False),
-                web.delete(path, self.delete),
-            )
-        ]
-
-    def _check(self, request: web.Request) -> Caller:
-        intake.check_origin(request.headers, self._allowed_hosts)
-        principal = self._keys.principal(request.headers)
-        intake.check_revision(request.headers)
-        name = request.match_info.get("name")
-        server = self._registry.default if name is None else self._registry.find(name)
-        if server is None:
-            known = ", ".join(self._registry.names)
-            raise UnknownServer(
-                f"no server {name!r}; there are: {known}"
-                if name
-                else f'no default server: mark one with "default": true, or use /servers/NAME/mcp '
-                f"with one of: {known}"
-            )
-        return Caller(principal, server)
 
     async def _find(self, request: web.Request, caller: Caller) -> OwnedLive:
         key = request.headers.get(SESSION_HEADER)
         if key is None:
             raise MissingSession(f"{SESSION_HEADER} is missing: send `initialize` first")
-        return await self._manager.find(key, caller.principal, caller.server.name)
+        return await self._manager.find(key, caller.principal, caller.server)
 
     # POST
 
-    async def post(self, request: web.Request) -> web.StreamResponse:
-        """Take one message: a request is answered, anything else gets 202."""
-        caller = self._check(request)
+    async def post(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """Take one message, or a batch: requests are answered, anything else gets 202."""
+        intake.check_revision(request.headers)
         intake.check_accept(request.headers, intake.JSON, intake.SSE)
         try:
             target: OwnedLive | GatewayError = await self._find(request, caller)
@@ -163,6 +125,9 @@ class StreamableHttp:
             target, limit = error, min(self._message_bytes, OPENING_BYTES)
         async with _room_to_read(request, target):
             raw = await intake.read_body(request, limit)
+            members = split(raw)
+            if members is not None:
+                return await self._batch(request, caller, target, members)
             envelope = peek(raw)
             request_id = envelope.id if isinstance(envelope.id, str | int) else None
             try:
@@ -182,46 +147,111 @@ class StreamableHttp:
         target: OwnedLive | GatewayError,
         envelope: Envelope,
         raw: bytes,
-    ) -> _Taken:
+    ) -> Taken:
         """Hand a message to its session; `initialize` makes one."""
-        opens = envelope.kind is Kind.REQUEST and opens_session(envelope)
+        header = request.headers.get(intake.REVISION_HEADER)
+        if modern.is_modern(header, envelope):
+            modern.admit(request.headers.items(), envelope, (modern.REVISION,))
+        key, opened = request.headers.get(SESSION_HEADER, ""), False
         if isinstance(target, OwnedLive):
-            key, live = request.headers[SESSION_HEADER], target
+            live = target
             await live.room()
-        elif isinstance(target, MissingSession) and opens:
-            name = client_name(envelope)
-            key, live = self._manager.create(caller.server, caller.principal, name)
+        elif (
+            isinstance(target, MissingSession)
+            and envelope.kind is Kind.REQUEST
+            and opens_session(envelope)
+        ):
+            key, live = await self._open(caller, envelope)
+            opened = True
         else:
             raise target
         if live.record.over:
             raise SessionEnded("the session ended before this request was taken")
         now = time.monotonic()
-        outbox: Outbox | None = None
+        if envelope.kind is not Kind.REQUEST:
+            return Taken(live, key, self.hand_over(live, envelope, raw, now))
+        at_once = live.session.at_once(envelope, len(raw), now)
+        if at_once is not None:
+            return Taken(live, key, at_once=at_once)
+        label = live.session.label_of(envelope)
+        comes_back = resumes(envelope, header or ASSUMED)
+        outbox = live.open_outbox(label, resumable=comes_back)
+        try:
+            ordinal = self.call(live, envelope, raw, outbox)
+        except GatewayError:
+            live.drop_outbox(outbox)
+            raise
+        return Taken(live, key, ordinal, outbox, opened)
+
+    async def _open(self, caller: Caller, envelope: Envelope) -> tuple[str, OwnedLive]:
+        opening, chapter = await self._opening(caller.server, envelope)
+        name = client_name(envelope)
+        key, live = self._manager.open(caller.server, caller.principal, name, opening, chapter)
+        self._begin(live, chapter)
+        return key, live
+
+    def open_unheard(self, caller: Caller) -> tuple[str, OwnedLive]:
+        """Open a session whose client has not said `initialize` yet; return its key and it."""
+        return self._manager.open(caller.server, caller.principal, "")
+
+    async def open_heard(self, live: OwnedLive, envelope: Envelope) -> None:
+        """Take the `initialize` of such a client."""
+        opening, chapter = await self._opening(live.record.server, envelope)
+        if chapter is not None:
+            live.session.overture = Overture(opening, chapter)
+        self._begin(live, chapter)
+
+    async def _opening(
+        self, server: ServerDefinition, envelope: Envelope
+    ) -> tuple[Opening, Chapter | None]:
+        chapter = await self._catalogues.settled_chapter(server, "legacy")
+        told = "" if chapter is None else chapter.negotiated(requested(envelope.params))
+        return Opening(text_of(envelope.params), told), chapter
+
+    def _begin(self, live: OwnedLive, chapter: Chapter | None) -> None:
+        """Get a dyno now if the server wants that, or if its child has to answer `initialize`."""
+        server = live.record.server
+        if chapter is not None and server.boot == "lazy":
+            return
+        try:
+            self._manager.launch(live, self._catalogues.face(server, "legacy"))
+        except GatewayError as error:
+            self._manager.end(live, Reason.BOOT_FAILED, SessionEnded(error.message))
+            raise
+
+    def call(self, live: OwnedLive, envelope: Envelope, raw: bytes, outbox: Outbox) -> int:
+        """Let the child answer a request to an outbox; return its ordinal on the link."""
+        face = self._catalogues.face(live.record.server, "legacy")
+        self._manager.check_room(live)
+        if live.record.launch_id:
+            ordinal = live.request(envelope, raw, outbox, time.monotonic())
+        else:
+            self._manager.launch(live, face)  # what the child must hear first goes first
+            ordinal = live.request(envelope, raw, outbox, time.monotonic())
+            live.tell_phase("a dyno is asked for")
+        live.wake()
+        return ordinal
+
+    def hand_over(self, live: OwnedLive, envelope: Envelope, raw: bytes, now: float) -> int:
+        """Give the child a notification or an answer; return its ordinal on the link."""
         if envelope.kind is Kind.RESPONSE:
             ordinal = live.session.respond(envelope, raw, now)
-        elif envelope.kind is Kind.NOTIFICATION:
+        elif live.session.swallows(envelope, now):
+            return 0
+        else:
+            self._manager.launch(live, self._catalogues.face(live.record.server, "legacy"))
             ordinal, deliveries = live.session.notify(envelope, raw, now)
             live.perform(deliveries)
-        else:
-            revision = request.headers.get(intake.REVISION_HEADER, ASSUMED)
-            label = live.session.label_of(envelope)
-            outbox = live.open_outbox(label, resumable=resumes(envelope, revision))
-            try:
-                ordinal = live.request(envelope, raw, outbox, now)
-            except GatewayError:
-                live.drop_outbox(outbox)
-                raise
         live.wake()
-        return _Taken(live, key, ordinal, outbox, opened=not isinstance(target, OwnedLive))
+        return ordinal
 
-    async def _respond(self, request: web.Request, taken: _Taken) -> web.StreamResponse:
+    async def _respond(self, request: web.Request, taken: Taken) -> web.StreamResponse:
         live, outbox = taken.live, taken.outbox
+        if taken.at_once:
+            return _told(request, taken)
         if outbox is None:
-            # Accepted means that the agent has it: from there on it survives this process.
-            has_it = await live.confirmed(taken.ordinal, None, CONFIRM_S)
-            if live.handed_over and not has_it:
-                raise _restarting()
-            return web.Response(status=202)
+            await self._confirm(live, taken.ordinal)
+            return web.Response(status=202, headers=taken.headers())
         try:
             return await self._answer(request, taken, outbox)
         except asyncio.CancelledError:
@@ -233,38 +263,94 @@ class StreamableHttp:
         finally:
             live.drop_outbox(outbox)
 
+    async def _confirm(self, live: OwnedLive, ordinal: int) -> None:
+        """Accepted means that the agent has it: from there on it survives this process."""
+        has_it = await live.confirmed(ordinal, None, CONFIRM_S)
+        if live.handed_over and not has_it:
+            raise _restarting()
+
     async def _answer(
-        self, request: web.Request, taken: _Taken, outbox: Outbox
+        self, request: web.Request, taken: Taken, outbox: Outbox
     ) -> web.StreamResponse:
         """Answer as JSON if the answer comes soon and alone, else as a stream."""
         live, has_it = taken.live, False
         # Nobody has a session's key before `initialize` is answered: it can be plain and late.
         soon = outbox.resumable and not taken.opened
-        await outbox.until_ready(QUICK_S if soon else COMMIT_S)
+        streams = soon and intake.prefers_stream(request.headers)
+        await outbox.until_ready(0.0 if streams else QUICK_S if soon else COMMIT_S)
         if outbox.resumable and not outbox.answered:
             # The stream's first event promises that the call survives this process.
             has_it = await live.confirmed(taken.ordinal, outbox, COMMIT_S if soon else 0.0)
         if outbox.closed and not outbox.ready and not has_it:
             raise _restarting()
-        first = outbox.only_answer()
+        reply = Reply(request, live, outbox, taken.headers, _status)
+        first = None if streams and has_it else outbox.only_answer()
         if first is not None:
-            try:
-                with live.delivering(first):
-                    return await _write_plain(request, first, taken)
-            except (ConnectionResetError, TimeoutError):
-                _cut(request)  # nobody is there, or nobody reads; the answer waits for a repetition
-                return web.Response()
-        opening = sse.priming(outbox.since, outbox.label) if has_it else sse.COMMENT
-        return await self._stream(request, live, outbox, opening, taken.key)
+            return await reply.whole(first)
+        if has_it:
+            return await reply.stream(sse.priming(outbox.since, outbox.label))
+        return await reply.stream(sse.COMMENT, taken.ordinal if soon else None)
+
+    async def _batch(
+        self,
+        request: web.Request,
+        caller: Caller,
+        target: OwnedLive | GatewayError,
+        members: list[bytes],
+    ) -> web.StreamResponse:
+        """Take a batch (2025-03-26): its answers come in one body, or in one stream."""
+        revision = request.headers.get(intake.REVISION_HEADER, ASSUMED)
+        if revision != BATCHES:
+            raise BadMessage(f"MCP {revision} has no batches: send one message per POST")
+        if not isinstance(target, OwnedLive):
+            raise target
+        await target.room()
+        live, key = target, request.headers[SESSION_HEADER]
+        outbox = live.open_outbox("batch", answers=len(members))
+        try:
+            ordinal, requests = 0, 0
+            for raw in members:
+                envelope = peek(raw)
+                if envelope.kind is Kind.REQUEST:
+                    requests += 1
+                    self._batched(live, envelope, raw, outbox)
+                else:
+                    ordinal = self.hand_over(live, envelope, raw, time.monotonic()) or ordinal
+            outbox.answers = requests
+            taken = Taken(live, key)
+            if not requests:
+                await self._confirm(live, ordinal)
+                return web.Response(status=202, headers=taken.headers())
+            await outbox.until_complete(COMMIT_S)
+            reply = Reply(request, live, outbox, taken.headers, _status)
+            if outbox.complete:
+                return await reply.array()
+            return await reply.stream(sse.COMMENT)
+        finally:
+            live.drop_outbox(outbox)
+
+    def _batched(self, live: OwnedLive, envelope: Envelope, raw: bytes, outbox: Outbox) -> None:
+        """Take one request of a batch; one that is refused spoils no other."""
+        try:
+            if opens_session(envelope):
+                raise BadMessage("`initialize` may not be part of a batch")
+            at_once = live.session.at_once(envelope, len(raw), time.monotonic())
+            if at_once is None:
+                self.call(live, envelope, raw, outbox)
+            else:
+                outbox.put(Delivery(outbox, at_once, last=True))
+        except GatewayError as error:
+            refused = error_response(envelope.request_id, error)
+            outbox.put(Delivery(outbox, refused, last=True, error=error))
 
     # GET and DELETE
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
+    async def get(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """Open the stream for messages that belong to no call, or continue any stream.
 
         A newer stream of the same kind replaces an older one.
         """
-        caller = self._check(request)
+        intake.check_revision(request.headers)
         intake.check_accept(request.headers, intake.SSE)
         live = await self._find(request, caller)
         label, after = GENERAL, None
@@ -283,64 +369,30 @@ class StreamableHttp:
             opening = sse.priming(outbox.since, label) if comes_back else sse.COMMENT
         try:
             live.listen(outbox, after)
-            key = request.headers[SESSION_HEADER]
-            return await self._stream(request, live, outbox, opening, key)
+            taken = Taken(live, request.headers[SESSION_HEADER])
+            return await Reply(request, live, outbox, taken.headers, _status).stream(opening)
         finally:
             live.drop_outbox(outbox)
 
-    async def delete(self, request: web.Request) -> web.StreamResponse:
+    async def delete(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """End the session."""
-        caller = self._check(request)
+        intake.check_revision(request.headers)
         live = await self._find(request, caller)
         self._manager.end(live, Reason.CLIENT_DELETE, SessionEnded("the client ended the session"))
         return web.Response(status=204)
 
-    # Streams
 
-    async def _stream(
-        self, request: web.Request, live: Live, outbox: Outbox, opening: bytes, key: str
-    ) -> web.StreamResponse:
-        """Write deliveries as server-sent events until the call's answer or the stream's end."""
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": intake.SSE,
-                "Cache-Control": "no-store",
-                "X-Accel-Buffering": "no",
-                SESSION_HEADER: key,
-            }
-        )
-        try:
-            await response.prepare(request)
-            await _write(response, opening)
-            while (item := await self._next(response, live, outbox)) is not None:
-                with live.delivering(item):
-                    if item.raw:
-                        await _write_event(response, item, outbox.label)
-                if item.last:
-                    break
-            await response.write_eof()
-        except ConnectionResetError:
-            return response  # the client hung up; what runs goes on
-        except TimeoutError:
-            _cut(request)  # it does not read: what lies there was not delivered
-        return response
-
-    async def _next(self, response: web.StreamResponse, live: Live, outbox: Outbox) -> Item | None:
-        """Take the next delivery that may be written; keep the connection alive meanwhile."""
-        while True:
-            try:
-                async with asyncio.timeout(sse.KEEP_ALIVE_S):
-                    item = await outbox.head()
-                    if item is None or (outbox.resumable and not await live.noted(item)):
-                        return None
-                    return outbox.take()
-            except TimeoutError:
-                await _write(response, sse.COMMENT)
+def _told(request: web.Request, taken: Taken) -> web.Response:
+    """Answer from the catalogue, in the form that the client prefers."""
+    if intake.prefers_stream(request.headers):
+        headers = {**STREAM_HEADERS, **taken.headers()}
+        return web.Response(body=sse.event(taken.at_once), headers=headers)
+    headers = {**taken.headers(), "Content-Type": intake.JSON}
+    return web.Response(body=taken.at_once, headers=headers)
 
 
-def _cut(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
+def _status(answer: Item) -> int:
+    return 200 if answer.error is None else answer.error.status
 
 
 def _restarting() -> Restarting:
@@ -359,66 +411,3 @@ async def _room_to_read(
     async with target.large_bodies:
         await target.room()
         yield
-
-
-async def _write_event(response: web.StreamResponse, item: Item, label: str) -> None:
-    """Write one event.
-
-    A large one goes in pieces: it is not copied as a whole, and a client that reads slowly but does
-    read is not cut off in its middle.
-    """
-    if len(item.raw) <= PIECE_BYTES:
-        await _write(response, sse.event(item.raw, item.position, label))
-        return
-    before, after = sse.frame(item.position, label)
-    await _write(response, before)
-    await _write_pieces(response, item.raw)
-    await _write(response, after)
-
-
-async def _write_pieces(response: web.StreamResponse, raw: bytes) -> None:
-    whole = memoryview(raw)
-    for start in range(0, len(whole), PIECE_BYTES):
-        await _write(response, whole[start : start + PIECE_BYTES])
-
-
-async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None:
-    async with asyncio.timeout(WRITE_S):
-        await response.write(data)
-
-
-async def _write_plain(request: web.Request, item: Item, taken: _Taken) -> web.StreamResponse:
-    """Write an answer as JSON; it counts as delivered when this returns."""
-    refused = None if item.error is None else refusal(item.error)
-    status = 200 if refused is None else refused.status
-    headers = {} if refused is None else dict(refused.headers)
-    headers["Content-Type"] = intake.JSON
-    if not taken.live.record.over:
-        headers[SESSION_HEADER] = taken.key
-    if len(item.raw) <= PIECE_BYTES:  # head and body in one segment
-        whole = web.Response(body=item.raw, status=status, headers=headers)
-        await whole.prepare(request)
-        async with asyncio.timeout(WRITE_S):
-            await whole.write_eof()
-        return whole
-    response = web.StreamResponse(status=status, headers=headers)
-    response.content_length = len(item.raw)
-    await response.prepare(request)
-    await _write_pieces(response, item.raw)
-    await response.write_eof()
-    return response
-
-
-def refusal(error: GatewayError, request_id: str | int | None = None) -> web.Response:
-    """Return an error as HTTP response with a JSON-RPC body."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if error.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="mcp"'
-    return web.Response(
-        body=error_response(request_id, error),
-        status=error.status,
-        content_type=intake.JSON,
-        headers=headers,
-    )

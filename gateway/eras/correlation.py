@@ -40,7 +40,10 @@ class Call(Generic[S]):
         stream: where the answer goes; None once the client hung up.
         started: the caller's monotonic clock, seconds.
         bytes_in: size of the request.
-        token: progress token, if the client gave one.
+        token: progress token as the child knows it, if the client gave one.
+        client_token: the same as the client wrote it.
+        log_level: least severe log messages that a modern request wants.
+        phase: progress of the boot that its client was told.
         digest: tells a repetition of the request from another one with its id.
         ordinal: of the request on the link, see `Endpoint.send`; 0 if the agent has it anyway.
     """
@@ -53,8 +56,15 @@ class Call(Generic[S]):
     started: float
     bytes_in: int
     token: Id | None = None
+    client_token: Id | None = None
+    log_level: str | None = None
+    phase: float = 0.0
     digest: str = ""
     ordinal: int = 0
+
+    def is_behind(self, progress: float | None) -> bool:
+        """True for progress that is none beyond the boot's: it must rise (utilities/progress)."""
+        return self.phase > 0 and progress is not None and progress <= self.phase
 
 
 class Correlation(Generic[S]):
@@ -114,6 +124,7 @@ class Correlation(Generic[S]):
                         started=now - known.age_s,
                         bytes_in=0,
                         token=known.token,
+                        client_token=known.token,
                         digest=known.digest,
                     )
                 )

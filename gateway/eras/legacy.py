@@ -1,7 +1,7 @@
 """What the handshake revisions say about messages that the transport must know. Pure."""
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Raw, UnsetType
 
 from gateway.eras.versions import resumable
 from gateway.jsonrpc import Envelope
@@ -20,6 +20,18 @@ class _InitializeParams(msgspec.Struct):
 _PARAMS = msgspec.json.Decoder(_InitializeParams)
 
 
+class Opening(msgspec.Struct, frozen=True):
+    """How a client opened its session: what a child must hear that starts later.
+
+    Attributes:
+        params: of its `initialize`, as it wrote them; empty if there are none.
+        told: the revision that it was told; empty as long as the child decides.
+    """
+
+    params: str = ""
+    told: str = ""
+
+
 def opens_session(envelope: Envelope) -> bool:
     """True for the one request that may come without a session id."""
     return envelope.method == "initialize"
@@ -27,8 +39,13 @@ def opens_session(envelope: Envelope) -> bool:
 
 def client_name(envelope: Envelope) -> str:
     """Return what the client calls itself, at most 128 characters, for the log."""
-    info = _params(envelope).clientInfo
+    info = _params(envelope.params).clientInfo
     return f"{info.name} {info.version}".strip()[:128]
+
+
+def requested(params: Raw | UnsetType) -> str:
+    """Return the revision that an `initialize` asks for; empty if it names none."""
+    return _params(params).protocolVersion
 
 
 def resumes(envelope: Envelope, revision: str) -> bool:
@@ -39,14 +56,14 @@ def resumes(envelope: Envelope, revision: str) -> bool:
         revision: what the request's header says, or what is assumed without one.
     """
     if opens_session(envelope):
-        revision = _params(envelope).protocolVersion
+        revision = requested(envelope.params)
     return resumable(revision)
 
 
-def _params(envelope: Envelope) -> _InitializeParams:
-    if envelope.params is UNSET:
+def _params(params: Raw | UnsetType) -> _InitializeParams:
+    if params is UNSET:
         return _InitializeParams()
     try:
-        return _PARAMS.decode(envelope.params)
+        return _PARAMS.decode(params)
     except (msgspec.DecodeError, RecursionError):
         return _InitializeParams()

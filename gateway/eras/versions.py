@@ -2,13 +2,15 @@
 
 from typing import Final
 
-SERVED: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
-"""Streamable HTTP with a handshake, newest first. 2024-11-05 and 2026-07-28 have other transports
-and are refused here by name."""
+SERVED: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+"""The revisions with a handshake, newest first."""
 
 RESUMES: Final = "2025-11-25"
 """From here on a stream begins with an event without data, and its client comes back for the rest
 if it ends early (basic/transports, "Sending Messages to the Server", 6)."""
+
+BATCHES: Final = "2025-03-26"
+"""The one revision whose clients may send several messages in one body."""
 
 ASSUMED: Final = "2025-03-26"
 """What a client without `MCP-Protocol-Version` speaks (2025-06-18, basic/transports)."""

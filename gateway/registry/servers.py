@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,6 +32,14 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         max_lifetime: whatever it does.
         call_timeout: longest call.
         description: one line for people.
+        era: which revisions it speaks: `legacy` (with a handshake), `modern` (2026-07-28), `dual`,
+            or `auto` to find out in a throw-away run.
+        catalogue: answer opening and list requests from what a throw-away run has learned.
+        translate: serve clients of the other era too, in translation.
+        boot: `lazy` asks for a dyno at the first real call, `eager` when the session opens.
+        isolation: who shares a dyno in the modern era: all requests of a `principal`, those with
+            the same `handle`, or none (`request`).
+        stale: what a client of an ended session gets: 404 (`strict`), or a new dyno (`rebuild`).
     """
 
     name: str = ""
@@ -46,6 +54,12 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_lifetime: float = 28800.0
     call_timeout: float = 3600.0
     description: str = ""
+    era: Literal["auto", "legacy", "modern", "dual"] = "auto"
+    catalogue: bool = True
+    translate: bool = True
+    boot: Literal["lazy", "eager"] = "lazy"
+    isolation: Literal["principal", "handle", "request"] = "principal"
+    stale: Literal["strict", "rebuild"] = "strict"
 
     def __repr__(self) -> str:
         """Name only: env may hold secrets."""

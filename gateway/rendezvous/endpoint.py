@@ -122,9 +122,9 @@ class Rendezvous:
             if text is None:
                 return False
             hello = Hello.decode(text)
-            self._manager.admit(credential, hello)
+            self._manager.reception.admit(credential, hello)
             live.fence(attachment)
-            welcome = self._manager.welcome(live, hello)
+            welcome = self._manager.reception.welcome(live, hello)
             await socket.send_str(welcome.encode())
             journal: list[JournalPage] = []
             while welcome.fresh and not (journal and journal[-1].last):

@@ -1,19 +1,14 @@
-"""The capsule: what a session is, sealed by the gateway and carried by its agent.
+"""The capsule: what a session is, sealed by the gateway and carried by its agent. Pure.
 
 A gateway process that never saw a session rebuilds it from the capsule, so no store is needed to
-survive the end of a process. It is encrypted as well as authenticated (Fernet), because the dyno
-that carries it is hostile. Pure but for the chance that Fernet draws.
+survive the end of a process.
 """
 
-import base64
-import hmac
+from typing import Final, Literal
 
 import msgspec
-from cryptography.fernet import Fernet, InvalidToken
 
-
-class BadCapsule(Exception):
-    """Not sealed by this deployment, or by an incompatible version of it."""
+PURPOSE: Final = "rendezvous capsule v1"
 
 
 class Capsule(msgspec.Struct, frozen=True):
@@ -24,12 +19,13 @@ class Capsule(msgspec.Struct, frozen=True):
         fingerprint: of the session key; the key itself is the client's.
         principal: whose session it is.
         server: name of its server.
-        created: wall clock of the gateways, seconds since 1970. Gateways of one deployment compare
-            it with their own; the agent's clock is never asked.
+        created: when its dyno was asked for, wall clock of the gateways, seconds since 1970.
+            Gateways of one deployment compare it with their own; the agent's clock is never asked.
         proof: of the agent's resume secret.
         boot_id: of the agent process.
         epoch: number of the attachment that it was handed out on.
         dyno_id: the launcher's name of the dyno, if it was known.
+        kind: whether the child has one client or several callers.
     """
 
     launch_id: str
@@ -41,33 +37,4 @@ class Capsule(msgspec.Struct, frozen=True):
     boot_id: str
     epoch: int
     dyno_id: str | None = None
-
-
-_DECODER = msgspec.json.Decoder(Capsule)
-
-
-class Sealer:
-    """Seals and opens capsules.
-
-    Args:
-        secret: the deployment's GATEWAY_SECRET.
-    """
-
-    def __init__(self, secret: bytes) -> None:
-        key = hmac.digest(secret, b"rendezvous capsule v1", "sha256")
-        self._fernet = Fernet(base64.urlsafe_b64encode(key))
-
-    def seal(self, capsule: Capsule) -> str:
-        """Return the capsule as ASCII text for a header."""
-        return self._fernet.encrypt(msgspec.json.encode(capsule)).decode()
-
-    def open(self, text: str) -> Capsule:
-        """Read a capsule.
-
-        Raises:
-            BadCapsule: it was not sealed with this secret, or is of another shape.
-        """
-        try:
-            return _DECODER.decode(self._fernet.decrypt(text.encode()))
-        except (InvalidToken, msgspec.DecodeError, UnicodeEncodeError) as error:
-            raise BadCapsule from error
+    kind: Literal["owned", "shared"] = "owned"

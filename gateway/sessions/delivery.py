@@ -27,6 +27,8 @@ class Delivery(Generic[S]):
         noted: ordinal of the command that tells the agent where such a message goes. Only then may
             it be written, for a client that resumes its stream: a later gateway process must know.
         call: what it answers.
+        notice: it is the gateway's own, and waits for another stream if this one is gone.
+        code: JSON-RPC error code of the child's answer; 0 for anything else.
     """
 
     stream: S
@@ -38,6 +40,8 @@ class Delivery(Generic[S]):
     unnamed: int = 0
     noted: int = 0
     call: Call[S] | None = None
+    notice: bool = False
+    code: int = 0
 
 
 @dataclass(frozen=True, slots=True)

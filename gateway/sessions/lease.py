@@ -14,17 +14,18 @@ class Lease:
     """The clocks of one session, all monotonic seconds of one machine.
 
     Attributes:
-        created: when the client asked for it.
-        boot_s: from `created` until the child must have answered for the first time.
+        launched: when a dyno was asked for; None while the session needs none.
+        boot_s: from `launched` until the child must have answered for the first time.
         idle_s: from the last activity until it ends.
-        lifetime_s: from `created` until it ends whatever it does.
+        lifetime_s: from `launched` until it ends whatever it does; without a dyno, which costs
+            nothing, from the last activity.
         grace_s: how long the agent may be out of reach.
         active: last activity.
         booted: it has.
         parted: since when the agent is out of reach, or None.
     """
 
-    created: float
+    launched: float | None
     boot_s: float
     idle_s: float
     lifetime_s: float
@@ -40,9 +41,11 @@ class Lease:
             now: monotonic seconds.
             calling: a call is running, which is activity.
         """
-        if now >= self.created + self.lifetime_s:
+        if self.launched is None:
+            return Reason.IDLE if now >= self.active + self.lifetime_s else None
+        if now >= self.launched + self.lifetime_s:
             return Reason.LIFETIME
-        if not self.booted and now >= self.created + self.boot_s:
+        if not self.booted and now >= self.launched + self.boot_s:
             return Reason.BOOT_TIMEOUT
         if self.parted is not None and now >= self.parted + self.grace_s:
             return Reason.LINK_LOST

@@ -19,6 +19,7 @@ from gateway.sessions.lease import Lease
 from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import SessionRecord, State, Step
 from gateway.sessions.session import Session
+from gateway.sessions.shared import SharedSession
 from gateway.sessions.streams import Item, Outbox
 
 LADDER_S = 5.0
@@ -26,6 +27,10 @@ LADDER_S = 5.0
 
 ROOM_S = 30.0
 """How long a client's message may wait for a child that does not read."""
+
+OUTBOX_BYTES = 8 * 1024 * 1024
+"""What may lie behind the message that one of several callers is reading: half of what the link
+lets through, so that the others go on."""
 
 LARGE_BODIES = 2
 """Large messages of a client that are read at the same time."""
@@ -57,6 +62,9 @@ class Live:
         gone: set once the agent has left for good.
         fresh: the session was rebuilt and has not heard its agent's journal yet.
         handed_over: another process has the session, or will have it.
+        rebuilt: it continues one that has ended, and whose state is lost.
+        contradicted: it was told that the child contradicts the catalogue.
+        tied: it ends with the one connection of its client.
         epoch: number of the current attachment.
         large_bodies: to hold while a large message of the client is read.
     """
@@ -66,6 +74,7 @@ class Live:
         self.lease = lease
         self.fresh = False
         self.handed_over = False
+        self.rebuilt = self.contradicted = self.tied = False
         self.epoch = 0
         self.launched = asyncio.Event()
         self.gone = asyncio.Event()
@@ -83,9 +92,12 @@ class Live:
 
     # Client streams
 
-    def open_outbox(self, label: str = "", *, resumable: bool = False) -> Outbox:
+    def open_outbox(
+        self, label: str = "", *, resumable: bool = False, answers: int | None = 1
+    ) -> Outbox:
         """Return a new outbox that ends with the session. See `Outbox`."""
-        outbox = Outbox(label, since=self.session.position, resumable=resumable)
+        since = self.session.position
+        outbox = Outbox(label, since=since, resumable=resumable, answers=answers)
         self._outboxes.add(outbox)
         return outbox
 
@@ -120,11 +132,17 @@ class Live:
         """Put deliveries into their outboxes."""
         if deliveries:
             self._wake_if_news()  # the agent is told where one goes before it goes there
+            self._heard.set()
         for delivery in deliveries:
             if delivery.stream in self._outboxes:
                 delivery.stream.put(delivery)
             else:
                 self.session.undelivered(delivery)
+
+    @property
+    def may_be_handed_over(self) -> bool:
+        """True when its agent can bring it to another process, where its client can follow."""
+        return self.lease.booted and not self.tied
 
     def hand_over(self) -> bool:
         """End the streams whose clients come back; return whether calls of others still run."""
@@ -140,6 +158,10 @@ class Live:
         for outbox in self._outboxes:
             outbox.close()
         self._heard.set()
+
+    def tell_phase(self, message: str) -> None:
+        """Tell those who wait for the boot, and want progress, how far it is."""
+        self.perform(self.session.phase(message))
 
     # The agent
 
@@ -171,7 +193,9 @@ class Live:
             held = (hello.held_bytes, hello.held_frames)
             self.session.link.adopt(hello.received, hello.confirmed, held)
         server = self.record.server
-        spec = ChildSpec((server.command, *server.args), dict(server.env), server.cwd)
+        spec = ChildSpec(
+            (server.command, *server.args), dict(server.env), server.cwd, self.record.face
+        )
         return Welcome(
             epoch=self.epoch,
             received=self.session.link.received,
@@ -198,6 +222,7 @@ class Live:
         record = self.record
         if record.state is State.LAUNCHING:
             record.move(Step.JOIN)
+            self.tell_phase("the dyno has dialled in")
             self._emit(
                 events.DialledIn(
                     session=record.session_id,
@@ -306,7 +331,7 @@ class Live:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while link.taken(Channel.RPC) < ordinal and not self._left:
-                    if outbox is not None and (outbox.answered or outbox.closed):
+                    if outbox is not None and (outbox.answered or outbox.preface or outbox.closed):
                         break
                     if probed != link.taken(Channel.RPC):
                         probed = link.taken(Channel.RPC)
@@ -376,3 +401,20 @@ class OwnedLive(Live):
             if older is not outbox and older.label == outbox.label and not older.closed:
                 older.continued = continued
                 older.close()
+
+
+class SharedLive(Live):
+    """A live session whose child has several callers."""
+
+    session: SharedSession[Outbox]
+
+    def perform(self, deliveries: list[Delivery[Outbox]]) -> None:
+        """Put deliveries into their outboxes; who lets too much lie there does not stop others."""
+        super().perform(deliveries)
+        for delivery in deliveries:
+            outbox = delivery.stream
+            if outbox.waiting_bytes > OUTBOX_BYTES and not outbox.closed:
+                outbox.overrun = True
+                outbox.close()
+                for item in outbox.rest():
+                    self._give_back(item)

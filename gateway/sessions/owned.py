@@ -13,8 +13,9 @@ from dyno_agent.link.resumption import JournalPage, digest, id_of, label
 from gateway import events
 from gateway.eras.correlation import Call
 from gateway.errors import BadMessage, GatewayError, SessionEnded
-from gateway.jsonrpc import Envelope, Kind, error_response, params_of, peek
+from gateway.jsonrpc import Envelope, Kind, error_response, notification, params_of, peek
 from gateway.sessions.delivery import Delivery, Ending
+from gateway.sessions.overture import Heard, Overture
 from gateway.sessions.record import Reason, SessionRecord, Step
 from gateway.sessions.routing import Routing
 from gateway.sessions.session import Session, short
@@ -27,6 +28,7 @@ class OwnedSession(Session[S]):
 
     Attributes:
         routing: the streams, and what goes where.
+        overture: how it was opened, if that was before it had a dyno.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class OwnedSession(Session[S]):
     ) -> None:
         super().__init__(record, link, emit, call_timeout_s)
         self.routing: Routing[S] = Routing(link, self._table, self.chatter)
+        self.overture: Overture | None = None
+        self._notices: list[bytes] = []
 
     @property
     def position(self) -> int:
@@ -88,6 +92,7 @@ class OwnedSession(Session[S]):
             started=now,
             bytes_in=len(raw),
             token=None if params.token is None else short(params.token),
+            client_token=params.token,
             digest=digest(line),
         )
         repeated = self._table.repeated(call)
@@ -99,6 +104,27 @@ class OwnedSession(Session[S]):
         self.record.move(Step.CALL)
         call.ordinal = self._forward(line, now)
         return call.ordinal, self.routing.position
+
+    def at_once(self, envelope: Envelope, size: int, now: float) -> bytes | None:
+        """Answer a request from the catalogue; None if only the child can.
+
+        Args:
+            envelope: of the request.
+            size: its size in bytes.
+            now: monotonic seconds.
+        """
+        raw = None if self.overture is None else self.overture.answer(envelope)
+        if raw is not None:
+            key = short(envelope.request_id)
+            call: Call[S] = Call(key, key, envelope.method_name, None, None, now, size)
+            self.record.calls += 1
+            self._finished(call, "catalogue", len(raw), now)
+        return raw
+
+    def swallows(self, envelope: Envelope, now: float) -> bool:
+        """True for a notification that means nothing yet, since there is no child."""
+        self.active = now
+        return self.overture is not None and self.overture.swallows(envelope)
 
     def notify(self, envelope: Envelope, raw: bytes, now: float) -> tuple[int, list[Delivery[S]]]:
         """Take a notification; return its ordinal on the link, and deliveries.
@@ -129,12 +155,44 @@ class OwnedSession(Session[S]):
 
     # From the child
 
+    def start(self, now: float) -> None:
+        """See `Session.start`: the child hears its client's own `initialize`."""
+        if self.overture is not None:
+            for line in self.overture.start():
+                self._forward(line, now)
+
     def _from_child(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
         self.routing.seen(message)
+        if self.overture is not None and self.overture.awaits(envelope):
+            return self._heard(self.overture.take(envelope), now)
+        if envelope.method_name.endswith("/list_changed"):
+            self.contradicts = True
         if envelope.kind is not Kind.RESPONSE:
             return self.routing.message(envelope, message)
-        call = self._answer_of_child(envelope, message, now)
+        call = self._answer_of_child(envelope, message, now, self._table)
         return [] if call is None else self.routing.answer(call, message)
+
+    def _heard(self, heard: Heard, now: float) -> list[Delivery[S]]:
+        """Act on the difference between the catalogue and the child."""
+        self.booted = True
+        if heard.fatal is not None:
+            self.contradicts = True
+            self.ending = Ending(Reason.INITIALIZE_FAILED, heard.fatal)
+            return []
+        for line in heard.to_child:
+            self._forward(line, now)
+        self.contradicts |= bool(heard.changed)
+        self._notices += [
+            notification(f"notifications/{kind}/list_changed") for kind in heard.changed
+        ]
+        return self._flush_notices()
+
+    def _flush_notices(self) -> list[Delivery[S]]:
+        stream = self._table.stream_for_others()
+        if stream is None:
+            return []
+        notices, self._notices = self._notices, []
+        return [Delivery(stream, raw, notice=True) for raw in notices]
 
     def _replayed(self, message: Message, now: float) -> list[Delivery[S]]:
         deliveries = self.routing.replayed(message)
@@ -172,7 +230,7 @@ class OwnedSession(Session[S]):
             What waited for a stream.
         """
         if where is None:
-            return self.routing.open_general(stream, after)
+            return self.routing.open_general(stream, after) + self._flush_notices()
         self.routing.resume(stream, where, after or 0)
         return []
 
@@ -184,8 +242,8 @@ class OwnedSession(Session[S]):
         self.routing.stream_gone(stream)
 
     def flush(self) -> list[Delivery[S]]:
-        """See `Routing.flush`."""
-        return self.routing.flush()
+        """See `Routing.flush`; notices of the gateway's own wait as well."""
+        return self.routing.flush() + self._flush_notices()
 
     def delivered(self, delivery: Delivery[S]) -> None:
         """See `Routing.delivered`."""
@@ -193,4 +251,6 @@ class OwnedSession(Session[S]):
 
     def undelivered(self, delivery: Delivery[S]) -> None:
         """See `Routing.undelivered`."""
+        if delivery.notice:
+            self._notices.append(delivery.raw)
         self.routing.undelivered(delivery)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dyno_agent.link import Face
 from gateway.registry.servers import ServerDefinition
 
 
@@ -47,6 +48,8 @@ class Reason(StrEnum):
     LINK_LOST = "link_lost"
     BREACH = "breach"
     DRAINED = "drained"
+    EVICTED = "evicted"
+    ANSWERED = "answered"
 
 
 class ImpossibleStep(Exception):
@@ -91,6 +94,7 @@ class SessionRecord:
         principal: who may present it.
         server: what runs in the dyno.
         created: monotonic seconds.
+        face: the era that the child is to show, see `dyno_agent.faces`.
         launch_id: public name of the attempt to get a dyno.
         dyno_id: the launcher's name of the dyno, once known.
     """
@@ -101,6 +105,7 @@ class SessionRecord:
     server: ServerDefinition
     created: float
     state: State = State.REQUESTED
+    face: Face = "plain"
     launch_id: str = ""
     dyno_id: str | None = None
     calls: int = 0

@@ -23,7 +23,7 @@ from dyno_agent.link.resumption import (
 )
 from gateway.eras.correlation import MAX_ASKS, Call, Correlation
 from gateway.errors import Busy
-from gateway.jsonrpc import Envelope, Kind, error_response, one_line, params_of, peek
+from gateway.jsonrpc import Envelope, Kind, error_response, one_line, params_of, peek, progress_of
 from gateway.sessions import failures
 from gateway.sessions.backlog import Backlog
 from gateway.sessions.chatter import Chatter
@@ -187,7 +187,7 @@ class Routing(Generic[S]):
         if call is None:
             self._chatter.drop("notifications/progress", "its token names no running call")
             return []
-        if call.stream is None:
+        if call.stream is None or call.is_behind(progress_of(envelope)):
             return []  # the agent keeps it for a client that comes back
         place = position(message.key)
         if self._resumptions.covers(call.stream, place):

@@ -15,13 +15,16 @@ from dyno_agent.link.resumption import MAX_ID, JournalPage
 from gateway import events
 from gateway.eras.correlation import MAX_CALLS, Call, Correlation
 from gateway.errors import BadMessage, Busy, GatewayError, MessageTooBig
-from gateway.jsonrpc import Envelope, error_response, one_line
+from gateway.jsonrpc import Envelope, error_response, notification, one_line
 from gateway.sessions import failures
 from gateway.sessions.chatter import Chatter, document, number
 from gateway.sessions.delivery import Delivery, Ending
 from gateway.sessions.record import Reason, SessionRecord, State, Step
 
 S = TypeVar("S")
+
+PHASE_STEP = 0.001
+"""Progress of one phase of the boot."""
 
 QUIET_S = 1.0
 """A session that runs no call for so long is called idle: a burst is one line in the story."""
@@ -41,6 +44,7 @@ class Session(ABC, Generic[S]):
         active: last activity, monotonic seconds.
         booted: the child has answered for the first time.
         chatter: what is told of its stderr, and of messages that went nowhere.
+        contradicts: the child has said something else than the catalogue.
     """
 
     def __init__(
@@ -51,10 +55,12 @@ class Session(ABC, Generic[S]):
         self.ending: Ending | None = None
         self.active = record.created
         self.booted = False
+        self.contradicts = False
         self.chatter = Chatter(record.session_id, emit, record.created)
         self._emit = emit
         self._call_timeout_s = call_timeout_s
         self._table: Correlation[S] = Correlation()
+        self._phases = 0
 
     @property
     def calls(self) -> int:
@@ -111,6 +117,28 @@ class Session(ABC, Generic[S]):
 
     # To the child
 
+    def start(self, now: float) -> None:
+        """A dyno was asked for: whatever the child must hear first is sent now."""
+
+    def phase(self, message: str) -> list[Delivery[S]]:
+        """Tell the callers that want progress how far the boot is.
+
+        The figures are so small that the child's own begin above them.
+        """
+        self._phases += 1
+        told = []
+        for call in self._table.calls:
+            if call.client_token is not None and call.stream is not None:
+                call.phase = self._phases * PHASE_STEP
+                params = {
+                    "progressToken": call.client_token,
+                    "progress": call.phase,
+                    "message": message,
+                }
+                raw = notification("notifications/progress", params)
+                told.append(Delivery(call.stream, raw))
+        return told
+
     def _room_for_call(self) -> None:
         if len(self._table) >= MAX_CALLS:
             raise Busy(f"more than {MAX_CALLS} calls are in flight in this session")
@@ -144,32 +172,31 @@ class Session(ABC, Generic[S]):
             return []
         if message.channel is Channel.RPC:
             deliveries = self._rpc(message, now)
-            if deliveries:
-                return deliveries
         elif message.channel is Channel.REPLAY:
             deliveries = self._replayed(message, now)
-            if any(delivery.message is message for delivery in deliveries):
-                return deliveries
         elif message.channel is Channel.EVENT:
             deliveries = self._agent_event(message.payload, now)
         else:
             deliveries = []
             self.chatter.line(message.payload, now)
-        self.link.consumed(message)
+        if not any(delivery.message is message for delivery in deliveries):
+            self.link.consumed(message)
         return deliveries
 
     def _rpc(self, message: Message, now: float) -> list[Delivery[S]]:
         envelope = self.chatter.message(message.payload)
         return [] if envelope is None else self._from_child(envelope, message, now)
 
-    def _answer_of_child(self, envelope: Envelope, message: Message, now: float) -> Call[S] | None:
-        """Take an answer of the child out of the table; None when nobody waits for it."""
+    def _answer_of_child(
+        self, envelope: Envelope, message: Message, now: float, table: Correlation[S]
+    ) -> Call[S] | None:
+        """Take an answer of the child out of a table; None when nobody waits for it."""
         request_id = envelope.id
         if request_id is None or request_id is UNSET:
             self.chatter.drop("response", "it has no id")
             return None
-        swallow = self._table.is_forgotten(request_id)
-        call = self._table.finish(request_id)
+        swallow = table.is_forgotten(request_id)
+        call = table.finish(request_id)
         self.booted = True
         if call is None:
             if not swallow:
@@ -192,6 +219,7 @@ class Session(ABC, Generic[S]):
                     pid=number(report, "pid"),
                     boot_s=round(now - self.record.created, 3),
                 )
+                return self.phase("the server starts")
             case "spawn_failed":
                 error = failures.not_started(report)
                 self.ending = Ending(Reason.BOOT_FAILED, error)

@@ -20,24 +20,39 @@ class Outbox:
         label: names the stream in event ids, see `dyno_agent.link.resumption`.
         since: position at which the stream begins.
         resumable: its client comes back for the rest if it ends early.
+        answers: how many answers end the stream; None if it outlives them all.
 
     Attributes:
+        numbered: its events have ids, so that a client can come back.
         closed: nothing will be added any more.
         continued: another stream goes on where this one stands, and brings what lies here.
+        overrun: its client left too much unread, and is to be cut off.
     """
 
-    def __init__(self, label: str = "", *, since: int = 0, resumable: bool = False) -> None:
+    def __init__(
+        self,
+        label: str = "",
+        *,
+        since: int = 0,
+        resumable: bool = False,
+        answers: int | None = 1,
+    ) -> None:
         self.label = label
         self.since = since
         self.resumable = resumable
+        self.numbered = answers == 1
+        self.answers = answers
         self.continued = False
+        self.overrun = False
         self._items: deque[Item] = deque()
+        self._bytes = 0
         self._wake = asyncio.Event()
         self.closed = False
 
     def put(self, item: Item) -> None:
         """Add a delivery and wake the handler."""
         self._items.append(item)
+        self._bytes += len(item.raw)
         self._wake.set()
 
     def close(self) -> None:
@@ -51,9 +66,25 @@ class Outbox:
         return bool(self._items)
 
     @property
+    def waiting_bytes(self) -> int:
+        """What lies here behind the first delivery."""
+        return self._bytes - len(self._items[0].raw) if self._items else 0
+
+    @property
+    def preface(self) -> bool:
+        """True when the next delivery is the gateway's own word about a call that still runs."""
+        return bool(self._items) and not self._items[0].position and not self._items[0].last
+
+    @property
     def answered(self) -> bool:
         """True when the answer is all there is to write."""
         return bool(self._items) and self._items[0].last
+
+    def ended(self) -> bool:
+        """An answer was written; return whether it was the last one that the stream is for."""
+        if self.answers is not None:
+            self.answers -= 1
+        return self.answers == 0
 
     async def until_ready(self, patience_s: float) -> None:
         """Wait until something waits to be written or the outbox is closed, for a bounded time."""
@@ -61,10 +92,26 @@ class Outbox:
             async with asyncio.timeout(patience_s):
                 await self.head()
 
+    @property
+    def complete(self) -> bool:
+        """True when all answers are here, and nothing else."""
+        last = sum(item.last for item in self._items)
+        return last == self.answers == len(self._items)
+
+    async def until_complete(self, patience_s: float) -> None:
+        """Wait until all answers are here, or something that needs a stream; for a bounded time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while not self.complete and not self.closed:
+                    if any(not item.last for item in self._items):
+                        return
+                    self._wake.clear()
+                    await self._wake.wait()
+
     def only_answer(self) -> Item | None:
         """Take the first delivery if it is the answer; anything else needs a stream."""
         first = self._items[0] if self._items else None
-        return self._items.popleft() if first is not None and first.last and first.raw else None
+        return self.take() if first is not None and first.last and first.raw else None
 
     async def head(self) -> Item | None:
         """Wait for the next delivery and leave it here; None once closed and empty."""
@@ -77,10 +124,13 @@ class Outbox:
 
     def take(self) -> Item:
         """Take out the next delivery, to write it."""
-        return self._items.popleft()
+        item = self._items.popleft()
+        self._bytes -= len(item.raw)
+        return item
 
     def rest(self) -> list[Item]:
         """Take out everything that was never written."""
         items = list(self._items)
         self._items.clear()
+        self._bytes = 0
         return items

@@ -37,13 +37,15 @@ from dyno_agent.link.resumption import Replayed
 from gateway.edge import streamable_http
 from gateway.errors import SessionEnded
 from gateway.rendezvous import endpoint as rendezvous
+from gateway.sessions import dynos
 from gateway.sessions import manager as managers
-from gateway.sessions.capsule import Capsule, Sealer
+from gateway.sessions.capsule import PURPOSE, Capsule
 from gateway.sessions.credentials import SessionKeys
 from gateway.sessions.live import Live
 from gateway.sessions.manager import Terms
 from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import Reason
+from gateway.sessions.sealing import Sealer
 from tests.fakes import raw_websocket as raw
 from tests.fakes.house import BOUND, LASTING, SECRET, Agent, House, eventually, hello, opened
 from tests.fakes.house import token_of as token
@@ -134,11 +136,11 @@ class Arena:
         assert connector is not None
         counts["RequestHandler.start"] -= sum(map(len, connector._conns.values()))
         counts["sessions"] = self.house.manager.sessions
-        counts["passes"] = len(self.house.manager._desk._passes)
+        counts["passes"] = len(self.house.manager.reception._desk._passes)
         return counts
 
     def of(self, agent: LaunchOrder | Agent) -> Live | None:
-        found = self.house.manager._live.values()
+        found = self.house.manager.directory._live.values()
         return next((each for each in found if each.record.launch_id == agent.launch_id), None)
 
     async def clear_away(self, agent: LaunchOrder | Agent) -> str:
@@ -178,7 +180,9 @@ class Arena:
             boot_id="first",
             epoch=1,
         )
-        socket = await self.house.dial(agent.credential, capsule=Sealer(SECRET).seal(capsule))
+        socket = await self.house.dial(
+            agent.credential, capsule=Sealer(SECRET, PURPOSE, Capsule).seal(capsule)
+        )
         await socket.send(hello("first").encode().replace("join", "resume"))
         async with asyncio.timeout(BOUND):
             assert json.loads(await socket.recv())["fresh"]
@@ -1039,7 +1043,7 @@ async def test_session_ends_although_its_agent_does_not_read(
     arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or its dyno would run, and its place be taken, for as long as the agent likes."""
-    monkeypatch.setattr(managers, "LEAVE_S", 0.05)
+    monkeypatch.setattr(dynos, "LEAVE_S", 0.05)
     monkeypatch.setattr(rendezvous, "CLOSE_S", 0.05)
     monkeypatch.setattr(streamable_http, "CONFIRM_S", 0.05)
     async with booted(arena) as (order, _line, session):

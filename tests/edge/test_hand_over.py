@@ -280,7 +280,7 @@ async def test_leaving_gateway_lets_no_request_wait_for_an_agent() -> None:
         _, session = await old.booted()
         async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
             call = group.create_task(new.post(CALL, session))
-            await eventually(lambda: new.manager._arrivals._waiters)
+            await eventually(lambda: new.manager.directory._arrivals._waiters)
             await new.manager.drain()
         status, _, reason, request_id = await refusal(call.result())
         assert (status, request_id) == (503, 5)

@@ -19,9 +19,11 @@ from websockets.exceptions import InvalidStatus
 from dyno_agent.link import Channel, CloseCode
 from gateway import events
 from gateway.sessions import manager as sessions
-from gateway.sessions.capsule import Sealer
+from gateway.sessions.capsule import PURPOSE, Capsule
 from gateway.sessions.credentials import SessionKeys
+from gateway.sessions.directory import Directory
 from gateway.sessions.manager import Manager
+from gateway.sessions.sealing import Sealer
 from tests.fakes.house import (
     BOUND,
     LASTING,
@@ -65,13 +67,13 @@ async def deployment() -> AsyncIterator[tuple[House, House]]:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Set once a request waits for a session that has not come yet."""
-    waits, arrival = asyncio.Event(), Manager._arrival
+    waits, arrival = asyncio.Event(), Directory.arrival
 
-    async def noted(manager: Manager, fingerprint: str) -> Live:
+    async def noted(directory: Directory, fingerprint: str, patience_s: float) -> Live | None:
         waits.set()
-        return await arrival(manager, fingerprint)
+        return await arrival(directory, fingerprint, patience_s)
 
-    monkeypatch.setattr(Manager, "_arrival", noted)
+    monkeypatch.setattr(Directory, "arrival", noted)
     return waits
 
 
@@ -170,7 +172,7 @@ async def test_request_that_comes_between_upgrade_and_journal_waits_for_the_jour
             agent.cut()
             lost.cancel()
             first = await new.dial(agent.credential, capsule=agent.welcome.capsule)
-            (live,) = new.manager._live.values()
+            (live,) = new.manager.directory._live.values()
             call = group.create_task(new.post(PING, session))
             await eventually(lambda: held.is_set() or live.session.calls)
             await first.close()
@@ -376,8 +378,8 @@ async def test_dyno_of_a_session_that_was_brought_is_stopped_when_it_ends() -> N
 
 
 def resealed(agent: Agent, secret: bytes = SECRET, **changes: Any) -> str:
-    capsule = Sealer(SECRET).open(agent.welcome.capsule)
-    return Sealer(secret).seal(msgspec.structs.replace(capsule, **changes))
+    capsule = Sealer(SECRET, PURPOSE, Capsule).open(agent.welcome.capsule)
+    return Sealer(secret, PURPOSE, Capsule).seal(msgspec.structs.replace(capsule, **changes))
 
 
 BAD: dict[str, Callable[[Agent, Agent], tuple[str, str]]] = {
@@ -408,7 +410,9 @@ async def test_agent_is_refused_without_a_capsule_of_its_own(
 async def test_capsule_that_only_its_agent_changed_is_none(house: House) -> None:
     """What the tests above seal anew is good if nothing was changed."""
     agent, _ = await house.booted()
-    assert Sealer(SECRET).open(resealed(agent)) == Sealer(SECRET).open(agent.welcome.capsule)
+    assert Sealer(SECRET, PURPOSE, Capsule).open(resealed(agent)) == Sealer(
+        SECRET, PURPOSE, Capsule
+    ).open(agent.welcome.capsule)
 
 
 async def test_join_token_is_refused_after_a_restart() -> None:
@@ -435,8 +439,13 @@ async def test_capsule_shows_nothing_of_the_session(house: House) -> None:
 
 async def test_process_keeps_no_session_key(house: House) -> None:
     _, session = await house.booted()
-    (live,) = house.manager._live.values()
-    kept = (live.record, house.manager._live, house.manager._desk._passes, house.ear.heard)
+    (live,) = house.manager.directory._live.values()
+    kept = (
+        live.record,
+        house.manager.directory._live,
+        house.manager.reception._desk._passes,
+        house.ear.heard,
+    )
     assert session not in repr(kept)
 
 

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dyno_agent.link import Channel, Limits
-from gateway.edge import intake, streamable_http
+from gateway.edge import answering, intake
 from gateway.sessions.live import LARGE_BODIES
 from gateway.sessions.manager import Terms
 from tests.fakes.house import BOUND, RESUMING, SECRET, Agent, House, eventually, opened
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pytest
     from aiohttp import web
 
-    from gateway.sessions.streams import Item
+    from gateway.sessions.streams import Item, Outbox
 
 LIMITS = Limits(
     message_bytes=100_000, window_bytes=300_000, window_frames=128, ack_bytes=10_000, ack_frames=4
@@ -145,13 +145,13 @@ class Deaf:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reads = asyncio.Event()
         self.blocked = asyncio.Event()
-        self._write = streamable_http._write_event
-        monkeypatch.setattr(streamable_http, "_write_event", self.write)
+        self._write = answering.write_event
+        monkeypatch.setattr(answering, "write_event", self.write)
 
-    async def write(self, response: web.StreamResponse, item: Item, label: str) -> None:
+    async def write(self, response: web.StreamResponse, item: Item, outbox: Outbox) -> None:
         self.blocked.set()
         await self.reads.wait()
-        await self._write(response, item, label)
+        await self._write(response, item, outbox)
 
 
 def log(number: int) -> dict[str, Any]:
@@ -194,11 +194,11 @@ async def test_client_that_does_not_read_is_cut_off_and_may_come_back_for_everyt
     async with opened(terms=SMALL) as house:
         agent, session = await house.booted()
 
-        async def stuck(response: web.StreamResponse, item: Item, label: str) -> None:
+        async def stuck(response: web.StreamResponse, item: Item, outbox: Outbox) -> None:
             raise TimeoutError  # as after WRITE_S
 
         with monkeypatch.context() as patched:
-            patched.setattr(streamable_http, "_write_event", stuck)
+            patched.setattr(answering, "write_event", stuck)
             async with house.listening(session) as stream:
                 await stream.next()
                 await agent.say(log(1))

@@ -12,7 +12,7 @@ from websockets.exceptions import InvalidStatus
 from dyno_agent.link import Channel, CloseCode
 from dyno_agent.link.resumption import position
 from gateway import events
-from gateway.edge import intake, sse, streamable_http
+from gateway.edge import answering, intake, sse, streamable_http
 from tests.fakes.house import BOUND, INITIALIZE, House, refusal
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ async def test_message_whose_writing_failed_does_not_stop_the_link(
             raise ConnectionResetError
 
     async with house.honest() as (agent, session), asyncio.timeout(BOUND):
-        monkeypatch.setattr(streamable_http, "_write", torn)
+        monkeypatch.setattr(answering, "write", torn)
         async with asyncio.TaskGroup() as group:
             call = group.create_task(house.post(PING, session))
             await agent.receive()

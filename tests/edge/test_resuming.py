@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from dyno_agent.link import Channel
-from gateway.edge import streamable_http
+from gateway.edge import answering, streamable_http
 from tests.fakes.house import BOUND, RESUMING, Agent, House, refusal
 
 CALL = {
@@ -326,10 +326,10 @@ async def test_request_sent_again_after_its_unseen_answer_reaches_the_child_once
 async def test_plain_answer_that_could_not_be_written_waits_for_the_request_to_be_sent_again(
     house: House, monkeypatch: pytest.MonkeyPatch, failure: type[Exception]
 ) -> None:
-    written = streamable_http._write_plain
+    written = answering.Reply._write_whole
 
     async def fails_once(*_args: Any) -> Any:
-        monkeypatch.setattr(streamable_http, "_write_plain", written)
+        monkeypatch.setattr(answering.Reply, "_write_whole", written)
         raise failure
 
     async def in_vain(session: str) -> None:
@@ -337,7 +337,7 @@ async def test_plain_answer_that_could_not_be_written_waits_for_the_request_to_b
             await house.post(CALL, session)
 
     async with house.honest() as (agent, session):
-        monkeypatch.setattr(streamable_http, "_write_plain", fails_once)
+        monkeypatch.setattr(answering.Reply, "_write_whole", fails_once)
         async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
             group.create_task(in_vain(session))
             await agent.answer({"n": 1})

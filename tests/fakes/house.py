@@ -37,6 +37,7 @@ from gateway import events
 from gateway.app import build
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.sessions.credentials import SessionKeys
+from gateway.sessions.live import OwnedLive
 from gateway.sessions.manager import Manager, Terms
 from gateway.settings import Settings
 from tests.fakes.launchers import RecordingLauncher
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from gateway.launchers.base import LaunchOrder
-    from gateway.sessions.live import OwnedLive
 
 BOUND = 10.0
 """Seconds for any one wait; nothing here takes one."""
@@ -63,8 +63,10 @@ LASTING = Terms("http://127.0.0.1", SECRET, 10, hand_over=True)
 """Of a deployment whose sessions outlive the gateway process."""
 
 SERVERS = (
-    ServerDefinition(name="patient", command="never-run"),
-    ServerDefinition(name="hasty", command="never-run", boot_timeout=0.01),
+    ServerDefinition(name="patient", command="never-run", era="legacy", catalogue=False),
+    ServerDefinition(
+        name="hasty", command="never-run", boot_timeout=0.01, era="legacy", catalogue=False
+    ),
 )
 
 
@@ -387,7 +389,9 @@ class House:
 
     def live(self, session: str) -> OwnedLive:
         """What the gateway holds of a session."""
-        return self.manager._live[SessionKeys.fingerprint(session)]
+        live = self.manager.directory.get(SessionKeys.fingerprint(session))
+        assert isinstance(live, OwnedLive)
+        return live
 
     async def abandoned(self, session: str, request_id: int | str) -> None:
         """Wait until the gateway knows that the client of a call has hung up."""

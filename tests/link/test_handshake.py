@@ -95,7 +95,12 @@ def test_welcome_is_this_document() -> None:
         },
         "orphan_s": 300.0,
         "grace_s": 10.0,
-        "child": {"argv": ["npx", "-y", "server"], "env": {"KEY": "välue"}, "cwd": "/app"},
+        "child": {
+            "argv": ["npx", "-y", "server"],
+            "env": {"KEY": "välue"},
+            "cwd": "/app",
+            "face": "plain",
+        },
         "fresh": True,
         "capsule": "sealed",
     }

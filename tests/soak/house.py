@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from aiohttp import web
+from msgspec.structs import replace
 
 from gateway.__main__ import _loop_factory
 from gateway.app import KEEP_ALIVE_S, SHUTDOWN_S, build
@@ -53,11 +54,12 @@ SHORT_S = 1.0
 """Deadline of what is meant to be missed."""
 
 STEADY, FORGOTTEN, ABSENT, UNAVAILABLE = "steady", "forgotten", "absent", "unavailable"
+PLAIN = ServerDefinition(command="never-run", era="legacy", catalogue=False)
 SERVERS = [
-    ServerDefinition(name=STEADY, command="never-run", default=True, boot_timeout=60.0),
-    ServerDefinition(name=FORGOTTEN, command="never-run", idle_timeout=SHORT_S),
-    ServerDefinition(name=ABSENT, command="never-run", boot_timeout=SHORT_S),
-    ServerDefinition(name=UNAVAILABLE, command="never-run"),
+    replace(PLAIN, name=STEADY, default=True, boot_timeout=60.0),
+    replace(PLAIN, name=FORGOTTEN, idle_timeout=SHORT_S),
+    replace(PLAIN, name=ABSENT, boot_timeout=SHORT_S),
+    replace(PLAIN, name=UNAVAILABLE),
 ]
 """What sessions are opened with: `ABSENT` is launched and never dials, `UNAVAILABLE` is refused."""
 

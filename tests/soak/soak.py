@@ -28,7 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 
-from gateway.sessions.manager import MAX_ENDED
+from gateway.sessions.directory import MAX_ENDED
 from tests.soak.crowd import NOTE, Crowd
 from tests.soak.house import ABSENT, FORGOTTEN, GRACE_S, KEY, SHORT_S, STEADY, UNAVAILABLE, Figures
 

@@ -4,6 +4,7 @@ What we write ourselves has exactly one shape.
 """
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from msgspec import UNSET, Raw
 
 from gateway.errors import BadJson, BadMessage, Busy, GatewayError
 from gateway.jsonrpc import (
+    MAX_BATCH,
     Envelope,
     Kind,
     Params,
@@ -20,6 +22,7 @@ from gateway.jsonrpc import (
     one_line,
     params_of,
     peek,
+    split,
 )
 
 DEEP = 100_000
@@ -262,3 +265,94 @@ def test_error_response_holds_even_text_that_is_not_unicode() -> None:
     """A child's last words may hold half a surrogate pair (JSON escapes in the agent's report)."""
     raw = error_response(1, Busy("\ud800", path="\udcff"))
     assert json.loads(raw)["error"]["data"]["reason"] == "busy"
+
+
+# split
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b" ", b"{}", b' {"a":[1]}', b"3", b'"[]"', b"null", b"hello", b"\xef\xbb\xbf[1]"]
+)
+def test_what_is_no_array_is_not_split(raw: bytes) -> None:
+    assert split(raw) is None
+
+
+def test_members_of_a_batch_are_byte_for_byte_what_the_client_wrote() -> None:
+    members = [
+        request(b'{"a":1, "a":1.50,"b":"\\u00e9\xc3\xa9"}'),
+        b'{ "x" : [1e400 ] }',
+        b"[ [] ]",
+    ]
+    assert split(b" \r\n\t[ " + b" ,\n".join(members) + b" ] ") == members
+
+
+def test_members_need_not_be_messages() -> None:
+    assert split(b'[1,"a",null,[],{}]') == [b"1", b'"a"', b"null", b"[]", b"{}"]
+
+
+def test_batch_of_the_most_members_is_split_and_one_more_is_refused() -> None:
+    assert split(b"[" + b",".join([b"1"] * MAX_BATCH) + b"]") == [b"1"] * MAX_BATCH
+    with pytest.raises(BadMessage) as caught:
+        split(b"[" + b",".join([b"1"] * (MAX_BATCH + 1)) + b"]")
+    assert caught.value.data == {"limit": 64}
+
+
+@pytest.mark.parametrize("raw", [b"[]", b" [ \n] "])
+def test_empty_batch_is_refused(raw: bytes) -> None:
+    with pytest.raises(BadMessage):
+        split(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[",
+        b"[1",
+        b"[1,]",
+        b"[1]x",
+        b"[1][2]",
+        b"[NaN]",
+        b"[01]",
+        b"[" + b"1," * (2 * MAX_BATCH) + b"x]",
+        b'["\xff"]',
+        b'[{"jsonrpc":"2.0","method":"a","params":{"x":"\xed\xa0\x80"}}]',
+        b"[" + b"1," * (2 * MAX_BATCH) + b'"\xff"]',
+        b"[" * DEEP,
+        b"[" * DEEP + b"]" * DEEP,
+    ],
+)
+def test_batch_that_is_not_json_is_refused(raw: bytes) -> None:
+    with pytest.raises(BadJson):
+        split(raw)
+
+
+def test_batch_of_millions_of_members_is_not_kept_in_memory() -> None:
+    raw = b"[" + b"1," * 1_000_000 + b"1]"
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadMessage):
+            split(raw)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(raw)
+
+
+finite = json_values.filter(lambda value: "Infinity" not in json.dumps(value))
+
+
+@given(st.lists(finite, min_size=1, max_size=MAX_BATCH))
+@settings(deadline=None, derandomize=True, database=None)
+def test_members_of_any_batch_are_its_values(values: list[Any]) -> None:
+    written = [json.dumps(value).encode() for value in values]
+    assert split(b"[" + b",".join(written) + b"]") == written
+
+
+@given(st.binary(max_size=200).map(lambda raw: b"[" + raw))
+@settings(deadline=None, derandomize=True, database=None)
+def test_any_bytes_after_a_bracket_give_members_or_one_of_our_refusals(raw: bytes) -> None:
+    try:
+        outcome = "members" if split(raw) else "nothing"
+    except GatewayError as error:
+        outcome = error.reason
+    assert outcome in {"members", "bad_json", "bad_message"}

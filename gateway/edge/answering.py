@@ -1,0 +1,200 @@
+"""How what comes for a client is written: one JSON body, or server-sent events as they come.
+
+It knows connections that break and clients that do not read, and nothing of what a message means.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway.edge import intake, sse
+from gateway.errors import GatewayError
+from gateway.jsonrpc import error_response
+from gateway.sessions.live import Live
+from gateway.sessions.streams import Item, Outbox
+
+WRITE_S = 30.0
+"""How long one write may be blocked by a client that does not read; then its stream is cut."""
+
+PIECE_BYTES = 256 * 1024
+"""Larger bodies and events are written in pieces of this size."""
+
+STREAM_HEADERS = {
+    "Content-Type": intake.SSE,
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP response to be.
+
+    Attributes:
+        request: what it answers.
+        live: the session that it belongs to.
+        outbox: what it writes.
+        headers: what it carries beside its kind's own, asked for when it begins.
+        status: of an answer that is the whole body.
+    """
+
+    request: web.Request
+    live: Live
+    outbox: Outbox
+    headers: Callable[[], Mapping[str, str]]
+    status: Callable[[Item], int]
+
+    async def whole(self, answer: Item) -> web.StreamResponse:
+        """Write one answer as JSON; it is delivered when this returns, or waits with its call."""
+        try:
+            with self.live.delivering(answer):
+                return await self._write_whole(answer)
+        except (ConnectionResetError, TimeoutError):
+            cut(self.request)  # nobody is there, or nobody reads
+            return web.Response()
+
+    async def _write_whole(self, answer: Item) -> web.StreamResponse:
+        headers = dict(self.headers())
+        if answer.error is not None:
+            headers |= refusal(answer.error).headers
+        headers["Content-Type"] = intake.JSON
+        status = self.status(answer)
+        if len(answer.raw) <= PIECE_BYTES:  # head and body in one segment
+            response = web.Response(body=answer.raw, status=status, headers=headers)
+            await response.prepare(self.request)
+            async with asyncio.timeout(WRITE_S):
+                await response.write_eof()
+            return response
+        parts = web.StreamResponse(status=status, headers=headers)
+        parts.content_length = len(answer.raw)
+        await parts.prepare(self.request)
+        await write_pieces(parts, answer.raw)
+        await parts.write_eof()
+        return parts
+
+    async def array(self) -> web.StreamResponse:
+        """Write all answers as one JSON array, for a batch."""
+        answers = []
+        with contextlib.ExitStack() as delivering:
+            while self.outbox.ready:
+                answers.append(self.outbox.take())
+                delivering.enter_context(self.live.delivering(answers[-1]))
+            body = b"[" + b",".join(answer.raw for answer in answers if answer.raw) + b"]"
+            headers = {**self.headers(), "Content-Type": intake.JSON}
+            response = web.StreamResponse(headers=headers)
+            response.content_length = len(body)
+            try:
+                await response.prepare(self.request)
+                await write_pieces(response, body)
+                await response.write_eof()
+            except (ConnectionResetError, TimeoutError):
+                cut(self.request)
+        return response
+
+    async def stream(self, opening: bytes, promise: int | None = None) -> web.StreamResponse:
+        """Write deliveries as events until the last one, or the end of the outbox.
+
+        Args:
+            opening: first bytes: a comment, or an event without data.
+            promise: ordinal of a request that the agent does not have yet. Once it does, an event
+                without data says that the client may come back for the rest.
+        """
+        response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers()})
+        outbox = self.outbox
+        try:
+            await response.prepare(self.request)
+            await write(response, opening)
+            while (item := await self._next(response, promise)) is not None:
+                promise = None if item.position else promise
+                with self.live.delivering(item):
+                    if item.raw:
+                        await write_event(response, item, outbox)
+                if item.last and outbox.ended():
+                    break
+            if outbox.overrun:
+                cut(self.request)
+            await response.write_eof()
+        except ConnectionResetError:
+            return response  # the client hung up; what that means is the session's business
+        except TimeoutError:
+            cut(self.request)  # it does not read: what lies there was not delivered
+        return response
+
+    async def _next(self, response: web.StreamResponse, promise: int | None) -> Item | None:
+        """Take the next delivery that may be written; keep the connection alive meanwhile."""
+        outbox, live = self.outbox, self.live
+        while True:
+            if promise is not None and _is_quiet(outbox):
+                if await live.confirmed(promise, outbox, sse.KEEP_ALIVE_S):
+                    await write(response, sse.priming(outbox.since, outbox.label))
+                    promise = None
+                elif _is_quiet(outbox):
+                    await write(response, sse.COMMENT)
+                continue
+            try:
+                async with asyncio.timeout(sse.KEEP_ALIVE_S):
+                    item = await outbox.head()
+                    if item is None or (outbox.resumable and not await live.noted(item)):
+                        return None
+                    return outbox.take()
+            except TimeoutError:
+                await write(response, sse.COMMENT)
+
+
+def _is_quiet(outbox: Outbox) -> bool:
+    return not outbox.ready and not outbox.closed
+
+
+def cut(request: web.Request) -> None:
+    """Drop the connection at once."""
+    if request.transport is not None:
+        request.transport.abort()
+
+
+async def write_event(response: web.StreamResponse, item: Item, outbox: Outbox) -> None:
+    """Write one event.
+
+    A large one goes in pieces: it is not copied as a whole, and a client that reads slowly but does
+    read is not cut off in its middle.
+    """
+    place = item.position if outbox.numbered else 0
+    if len(item.raw) <= PIECE_BYTES:
+        await write(response, sse.event(item.raw, place, outbox.label))
+        return
+    before, after = sse.frame(place, outbox.label)
+    await write(response, before)
+    await write_pieces(response, item.raw)
+    await write(response, after)
+
+
+async def write_pieces(response: web.StreamResponse, raw: bytes) -> None:
+    """Write something large, each piece with a deadline of its own."""
+    whole = memoryview(raw)
+    for start in range(0, len(whole), PIECE_BYTES):
+        await write(response, whole[start : start + PIECE_BYTES])
+
+
+async def write(response: web.StreamResponse, data: bytes | memoryview) -> None:
+    """Write to a client that reads; see `WRITE_S` for one that does not."""
+    async with asyncio.timeout(WRITE_S):
+        await response.write(data)
+
+
+def refusal(error: GatewayError, request_id: str | int | None = None) -> web.Response:
+    """Return an error as HTTP response with a JSON-RPC body."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="mcp"'
+    if error.status == 405:
+        headers["Allow"] = "POST"
+    return web.Response(
+        body=error_response(request_id, error),
+        status=error.status,
+        content_type=intake.JSON,
+        headers=headers,
+    )

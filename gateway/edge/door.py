@@ -1,0 +1,177 @@
+"""The MCP endpoints: who may come in, which server is meant, and which era is spoken.
+
+One URL takes every revision of Streamable HTTP. What differs between the eras is in
+`streamable_http` and `modern_http`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+from aiohttp import web
+
+from gateway.edge import intake
+from gateway.edge.auth import KeyRing
+from gateway.eras.modern import REVISION
+from gateway.errors import BadMessage, UnknownServer, WrongMethod
+from gateway.registry.servers import Registry, ServerDefinition
+
+HANDLE_HEADER = "Rendezvous-Handle"
+"""Names one of several dynos of a principal and server. It is routing and no secret: another
+principal's handle of the same name is another handle."""
+
+_HANDLE = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for what, after the checks that everything shares.
+
+    Attributes:
+        principal: who the client is.
+        server: what it wants.
+        handle: which of its dynos; empty if it names none.
+    """
+
+    principal: str
+    server: ServerDefinition
+    handle: str = ""
+
+
+class Door:
+    """Lets clients in.
+
+    Args:
+        registry: the servers.
+        keys: who may come.
+        allowed_hosts: see `intake.check_origin`.
+    """
+
+    def __init__(self, registry: Registry, keys: KeyRing, allowed_hosts: Set[str] | None) -> None:
+        self._registry = registry
+        self._keys = keys
+        self._allowed_hosts = allowed_hosts
+
+    def caller(self, request: web.Request) -> Caller:
+        """Return who comes in.
+
+        Raises:
+            ForeignOrigin: see `intake.check_origin`.
+            BadKey: see `KeyRing.principal`.
+            UnknownServer: the path names none that there is.
+            BadMessage: the handle is none.
+        """
+        intake.check_origin(request.headers, self._allowed_hosts)
+        principal = self._keys.principal(request.headers)
+        return Caller(principal, self._server(request.match_info), _handle(request))
+
+    def _server(self, path: Mapping[str, str]) -> ServerDefinition:
+        name = path.get("name")
+        server = self._registry.default if name is None else self._registry.find(name)
+        if server is not None:
+            return server
+        known = ", ".join(self._registry.names)
+        raise UnknownServer(
+            f"no server {name!r}; there are: {known}"
+            if name
+            else f'no default server: mark one with "default": true, or use /servers/NAME/mcp '
+            f"with one of: {known}"
+        )
+
+
+class Legacy(Protocol):
+    """What an endpoint does for clients with a handshake."""
+
+    async def post(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """Take a message."""
+        ...
+
+    async def get(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """Open a stream."""
+        ...
+
+    async def delete(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """End the session."""
+        ...
+
+
+class Modern(Protocol):
+    """What an endpoint does for clients without one."""
+
+    async def post(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """Take a message."""
+        ...
+
+
+class Endpoints:
+    """The MCP endpoints.
+
+    Args:
+        door: lets clients in.
+        legacy: for revisions with a handshake.
+        modern: for those without.
+    """
+
+    def __init__(self, door: Door, legacy: Legacy, modern: Modern) -> None:
+        self._door = door
+        self._legacy = legacy
+        self._modern = modern
+
+    def routes(self, paths: Iterable[str]) -> list[web.RouteDef]:
+        """Return the routes of these paths."""
+        return [
+            route
+            for path in paths
+            for route in (
+                web.post(path, self.post),
+                web.get(path, self.get, allow_head=False),
+                web.delete(path, self.delete),
+            )
+        ]
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """Take a message, of any revision."""
+        caller = self._door.caller(request)
+        era = self._modern if is_modern(request) else self._legacy
+        return await era.post(request, caller)
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        """Open a stream of a session."""
+        caller = self._door.caller(request)
+        if is_modern(request):
+            raise only_post()
+        return await self._legacy.get(request, caller)
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        """End a session."""
+        caller = self._door.caller(request)
+        if is_modern(request):
+            raise only_post()
+        return await self._legacy.delete(request, caller)
+
+
+def _handle(request: web.Request) -> str:
+    named = request.match_info.get("handle"), request.headers.get(HANDLE_HEADER)
+    given = [handle for handle in named if handle is not None]
+    if any(_HANDLE.fullmatch(handle) is None for handle in given):
+        raise BadMessage("a handle is 1-128 of letters, digits, '.', '_', '~' and '-'")
+    if len(set(given)) > 1:
+        raise BadMessage(f"the path and {HANDLE_HEADER} name different handles")
+    return given[0] if given else ""
+
+
+def is_modern(request: web.Request) -> bool:
+    """True when the headers alone say that no revision with a handshake is spoken."""
+    revision = request.headers.get(intake.REVISION_HEADER)
+    return revision is not None and revision.strip() >= REVISION
+
+
+def only_post() -> WrongMethod:
+    """Return what a modern client gets for GET and DELETE."""
+    return WrongMethod(f"MCP {REVISION} takes POST only")
+
+
+def at(*suffixes: str) -> list[str]:
+    """Return the paths of an endpoint: of the default server, and of named ones."""
+    return [f"{place}{suffix}" for place in ("", "/servers/{name}") for suffix in suffixes]

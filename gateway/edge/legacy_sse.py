@@ -1,0 +1,122 @@
+"""HTTP+SSE of 2024-11-05: one stream for everything to the client, POSTs for everything from it.
+
+The stream is the session: it begins with the address for the POSTs, and its end is the end.
+"""
+
+import time
+
+from aiohttp import web
+
+from gateway.edge import intake
+from gateway.edge.answering import Reply
+from gateway.edge.door import Caller, Door, is_modern, only_post
+from gateway.edge.streamable_http import StreamableHttp
+from gateway.eras.legacy import opens_session
+from gateway.errors import GatewayError, MissingSession, SessionEnded
+from gateway.jsonrpc import Kind, error_response, peek
+from gateway.sessions.delivery import Delivery
+from gateway.sessions.live import OwnedLive
+from gateway.sessions.manager import Manager
+from gateway.sessions.record import Reason
+from gateway.sessions.streams import Item, Outbox
+
+SESSION_PARAMETER = "session_id"
+"""Where the address for the POSTs names the session. The transport has no other place; who uses it
+needs a key of the session's principal besides."""
+
+
+class LegacySse:
+    """The endpoints `/sse` and `/messages`, of the default server and of named ones.
+
+    Args:
+        door: lets clients in.
+        manager: finds and makes sessions.
+        legacy: what messages of clients with a handshake come to.
+        message_bytes: largest body.
+    """
+
+    def __init__(
+        self, door: Door, manager: Manager, legacy: StreamableHttp, *, message_bytes: int
+    ) -> None:
+        self._door = door
+        self._manager = manager
+        self._legacy = legacy
+        self._message_bytes = message_bytes
+        self._streams: dict[OwnedLive, Outbox] = {}
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            route
+            for place in ("", "/servers/{name}")
+            for route in (
+                web.get(f"{place}/sse", self.stream, allow_head=False),
+                web.post(f"{place}/messages", self.post),
+            )
+        ]
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        """Open a session and its stream; its first event says where to POST."""
+        caller = self._door.caller(request)
+        if is_modern(request):
+            raise only_post()
+        intake.check_accept(request.headers, intake.SSE)
+        key, live = self._legacy.open_unheard(caller)
+        live.tied = True
+        outbox = live.open_outbox(answers=None)
+        live.listen(outbox, None)
+        self._streams[live] = outbox
+        path = request.path.removesuffix("/sse")
+        opening = f"event: endpoint\ndata: {path}/messages?{SESSION_PARAMETER}={key}\n\n"
+        try:
+            return await Reply(request, live, outbox, dict, _status).stream(opening.encode())
+        finally:
+            del self._streams[live]
+            live.drop_outbox(outbox)
+            gone = SessionEnded("the client closed its stream")
+            self._manager.end(live, Reason.CLIENT_GONE, gone)
+
+    async def post(self, request: web.Request) -> web.StreamResponse:
+        """Take one message; what answers it comes on the session's stream."""
+        caller = self._door.caller(request)
+        live, outbox = await self._find(request, caller)
+        async with live.large_bodies:
+            await live.room()
+            raw = await intake.read_body(request, self._message_bytes)
+        envelope = peek(raw)
+        now = time.monotonic()
+        if live.record.over:
+            raise SessionEnded("the session ended before this message was taken")
+        if envelope.kind is not Kind.REQUEST:
+            self._legacy.hand_over(live, envelope, raw, now)
+            return _accepted()
+        try:
+            if opens_session(envelope):
+                await self._legacy.open_heard(live, envelope)
+            at_once = live.session.at_once(envelope, len(raw), now)
+            if at_once is None:
+                self._legacy.call(live, envelope, raw, outbox)
+            else:
+                live.perform([Delivery(outbox, at_once, last=True)])
+        except GatewayError as error:
+            refused = error_response(envelope.request_id, error)
+            live.perform([Delivery(outbox, refused, last=True, error=error)])
+        return _accepted()
+
+    async def _find(self, request: web.Request, caller: Caller) -> tuple[OwnedLive, Outbox]:
+        key = request.query.get(SESSION_PARAMETER)
+        if key is None:
+            raise MissingSession(f"{SESSION_PARAMETER} is missing: open the stream at /sse first")
+        live = await self._manager.find(key, caller.principal, caller.server)
+        outbox = self._streams.get(live)
+        if outbox is None:
+            raise SessionEnded("the stream of this session is closed: open another one at /sse")
+        return live, outbox
+
+
+def _accepted() -> web.Response:
+    return web.Response(status=202, text="Accepted")
+
+
+def _status(_answer: Item) -> int:
+    return 200

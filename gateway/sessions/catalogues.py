@@ -1,0 +1,378 @@
+"""What servers answer without a dyno, and which eras they speak: learned in throw-away runs.
+
+A run is a session like any other, with this process as its client. It is never the one that serves
+somebody: the first message decides which era a process speaks for the rest of its life.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Self
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from dyno_agent.link import Face
+from gateway import events
+from gateway.eras import modern
+from gateway.eras.catalogue import OPENINGS, Chapter, Era, Pages, Unlearnable, wanted
+from gateway.eras.versions import SERVED
+from gateway.errors import GatewayError, NotReady, SessionEnded, UnsupportedRevision
+from gateway.jsonrpc import error_of, notification, peek, request
+from gateway.registry.servers import Registry, ServerDefinition
+from gateway.sessions.live import Live, OwnedLive, SharedLive
+from gateway.sessions.manager import Manager
+from gateway.sessions.record import Reason
+from gateway.sessions.streams import Item, Outbox
+
+PRINCIPAL: Final = "(gateway)"
+"""Whose throw-away runs are. No client has this name: it holds what API_KEY cannot."""
+
+PATIENCE_S = 8.0
+"""How long a request waits for the first run of its server. An SDK's probe gives up after 10 s."""
+
+ANSWER_S = 60.0
+"""How long a child may take for one answer in a throw-away run, its boot aside."""
+
+AGAIN_S = (5.0, 30.0, 120.0, 600.0)
+"""How long to wait before another look: longer with each one that told nothing new."""
+
+AT_ONCE = 2
+"""Servers that are looked at at the same time."""
+
+CLIENT: Final = {"name": "rendezvous gateway", "version": "1"}
+
+_ERAS: Final[Mapping[str, tuple[Era, ...]]] = {
+    "auto": ("modern", "legacy"),
+    "modern": ("modern",),
+    "legacy": ("legacy",),
+    "dual": ("modern", "legacy"),
+}
+
+
+class _Supported(msgspec.Struct):
+    supportedVersions: list[str] = []  # noqa: N815 - the specification's spelling
+
+
+_SUPPORTED = msgspec.json.Decoder(_Supported)
+
+
+class _Refused(Exception):
+    """The child does not speak this era."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of one server.
+
+    Attributes:
+        chapters: by era that a client may speak, its own or in translation.
+        spoken: eras that its child speaks itself; None as long as that is not known.
+        first: set once the first look is over, whatever it came to.
+        stale: asks for another look.
+        why: what the last look failed of.
+    """
+
+    chapters: dict[Era, Chapter]
+    spoken: frozenset[Era] | None
+    first: asyncio.Event
+    stale: asyncio.Event
+    why: str = ""
+
+
+class Catalogues:
+    """The catalogue of every server. Use it as an async context manager, inside its manager.
+
+    Args:
+        manager: makes the sessions of throw-away runs.
+        registry: the servers.
+    """
+
+    def __init__(self, manager: Manager, registry: Registry) -> None:
+        self._manager = manager
+        manager.subscribe(self._hear)
+        self._servers = [server for name in registry.names if (server := registry.find(name))]
+        self._known = {server.name: _empty(server) for server in self._servers}
+        self._room = asyncio.Semaphore(AT_ONCE)
+
+    def chapter(self, server: ServerDefinition, era: Era) -> Chapter | None:
+        """Return what clients of this era are told without a dyno; None if only a child can say."""
+        return self._known[server.name].chapters.get(era) if server.catalogue else None
+
+    def face(self, server: ServerDefinition, era: Era) -> Face:
+        """Return the face that a child needs for clients of this era.
+
+        Raises:
+            UnsupportedRevision: it does not speak it, and nobody translates; names what it speaks.
+        """
+        spoken = self._known[server.name].spoken
+        if spoken is None or era in spoken:
+            return "plain"
+        if server.translate:
+            return era
+        supported = [modern.REVISION] if "modern" in spoken else list(SERVED)
+        raise UnsupportedRevision(
+            f"{server.name} speaks {', '.join(supported)} and is not translated (translate)",
+            supported=supported,
+            requested=modern.REVISION if era == "modern" else "",
+        )
+
+    async def settled_chapter(self, server: ServerDefinition, era: Era) -> Chapter | None:
+        """Return the chapter, once the first look at its server is over or takes too long."""
+        known = self._known[server.name]
+        if server.catalogue and not known.chapters:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_S):
+                    await known.first.wait()
+        return self.chapter(server, era)
+
+    async def ready(self, server: ServerDefinition) -> None:
+        """Wait until a server was looked at, for a bounded time.
+
+        Raises:
+            GatewayError: the era of its child is not known, and cannot be guessed.
+        """
+        known = self._known[server.name]
+        if known.spoken is not None:
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await known.first.wait()
+        except TimeoutError:
+            raise NotReady(f"{server.name} is being looked at for the first time") from None
+        if known.spoken is None:
+            raise SessionEnded(f"{server.name} could not be started: {known.why}")
+
+    def _hear(self, event: events.SessionEvent) -> None:
+        """Be a sink: a child that contradicts its catalogue asks for another look."""
+        if isinstance(event, events.Contradicted) and event.principal != PRINCIPAL:
+            self._known[event.server].stale.set()
+
+    async def __aenter__(self) -> Self:
+        """Look at every server now, and again when a child contradicts what is known."""
+        self._tasks = asyncio.TaskGroup()
+        await self._tasks.__aenter__()
+        self._loops = [
+            self._tasks.create_task(self._keep(server), name=f"catalogue {server.name}")
+            for server in self._servers
+            if server.catalogue or server.era == "auto"
+        ]
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        """Look no more."""
+        for loop in self._loops:
+            loop.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    async def _keep(self, server: ServerDefinition) -> None:
+        """Look at one server; the more often in vain, the more rarely."""
+        known, in_vain = self._known[server.name], 0
+        while True:
+            known.stale.clear()
+            before = known.chapters
+            async with self._room:
+                good = await self._look(server, known)
+            known.first.set()
+            news = good and not _same(before, known.chapters)
+            in_vain = 0 if news else min(in_vain + 1, len(AGAIN_S) - 1)
+            if good:
+                await known.stale.wait()
+            await asyncio.sleep(AGAIN_S[in_vain])
+
+    async def _look(self, server: ServerDefinition, known: _Known) -> bool:
+        """Learn what a server answers; return whether anything was learned."""
+        found = await self._learn_all(server, dict.fromkeys(_ERAS[server.era], "plain"))
+        if not found:
+            return False
+        if server.era == "auto":
+            known.spoken = frozenset(found)
+        known.chapters = {**known.chapters, **found}
+        known.first.set()
+        if server.translate and server.catalogue:
+            faces: dict[Era, Face] = {era: era for era in OPENINGS if era not in found}
+            found |= await self._learn_all(server, faces)
+        known.chapters = found
+        return True
+
+    async def _learn_all(
+        self, server: ServerDefinition, faces: Mapping[Era, Face]
+    ) -> dict[Era, Chapter]:
+        async with asyncio.TaskGroup() as tasks:
+            runs = {
+                era: tasks.create_task(self._learn(server, era, face), name=f"{era} {server.name}")
+                for era, face in faces.items()
+            }
+        chapters = {era: run.result() for era, run in runs.items()}
+        return {era: chapter for era, chapter in chapters.items() if chapter is not None}
+
+    async def _learn(self, server: ServerDefinition, era: Era, face: Face) -> Chapter | None:
+        known, why = self._known[server.name], ""
+        try:
+            run = await self._begin(server, era)
+        except GatewayError as error:
+            known.why = error.message
+            return None
+        session_id = run.live.record.session_id
+        try:
+            self._manager.launch(run.live, face)
+            async with asyncio.timeout(run.live.lease.boot_s + ANSWER_S):
+                chapter = await run.chapter()
+        except (_Refused, Unlearnable) as error:
+            why = str(error)
+        except GatewayError as error:
+            why = error.message
+        except TimeoutError:
+            why = f"no answer within {ANSWER_S:.0f} s"
+        else:
+            self._manager.emit(
+                events.Learned(
+                    session=session_id, server=server.name, era=era, lists=len(chapter.lists)
+                )
+            )
+            return chapter
+        finally:
+            self._manager.end(run.live, Reason.ANSWERED, SessionEnded("the look is over"))
+        known.why = why
+        self._manager.emit(
+            events.NotLearned(session=session_id, server=server.name, era=era, why=why)
+        )
+        return None
+
+    async def _begin(self, server: ServerDefinition, era: Era) -> "_Run":
+        if era == "legacy":
+            _, owned = self._manager.open(server, PRINCIPAL, CLIENT["name"])
+            return _LegacyRun(owned)
+        handle = secrets.token_urlsafe(12)
+        shared = await self._manager.share(server, PRINCIPAL, handle, CLIENT["name"])
+        return _ModernRun(shared)
+
+
+def _empty(server: ServerDefinition) -> _Known:
+    spoken = None if server.era == "auto" else frozenset(_ERAS[server.era])
+    return _Known({}, spoken, asyncio.Event(), asyncio.Event())
+
+
+class _Run(ABC):
+    """One throw-away run, from the side of its client."""
+
+    era: Era
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self._asked = 0
+
+    async def chapter(self) -> Chapter:
+        """Ask for everything that a chapter holds.
+
+        Raises:
+            _Refused: the child does not speak this era.
+            Unlearnable: its answers are not those of an MCP server, or too long.
+            GatewayError: it could not be asked.
+        """
+        opening = await self._open()
+        lists: dict[str, Raw] = {}
+        for method in wanted(opening):
+            pages = Pages(method)
+            cursor = pages.add(await self._ask(method, {}))
+            while cursor is not None:
+                cursor = pages.add(await self._ask(method, {"cursor": cursor}))
+            lists[method] = pages.merged()
+        return Chapter(self.era, opening, lists, time.monotonic())
+
+    @abstractmethod
+    async def _open(self) -> Raw:
+        """Return what the child says of itself."""
+
+    @abstractmethod
+    def _send(self, method: str, params: dict[str, object], outbox: Outbox) -> None:
+        """Send a request whose answer comes to `outbox`."""
+
+    async def _ask(self, method: str, params: dict[str, object]) -> Raw:
+        self._asked += 1
+        outbox = self.live.open_outbox(f"i{self._asked}")
+        try:
+            self._send(method, params, outbox)
+            self.live.wake()
+            while (item := await outbox.head()) is not None:
+                with self.live.delivering(outbox.take()):
+                    pass
+                if item.last:
+                    return _result(item, method)
+        finally:
+            self.live.drop_outbox(outbox)
+        raise SessionEnded("the throw-away run was ended")
+
+
+class _LegacyRun(_Run):
+    era = "legacy"
+    live: OwnedLive
+
+    async def _open(self) -> Raw:
+        params: dict[str, object] = {
+            "protocolVersion": SERVED[0],
+            "capabilities": {},
+            "clientInfo": CLIENT,
+        }
+        opening = await self._ask("initialize", params)
+        raw = notification("notifications/initialized")
+        self.live.session.notify(peek(raw), raw, time.monotonic())
+        return opening
+
+    def _send(self, method: str, params: dict[str, object], outbox: Outbox) -> None:
+        raw = request(self._asked, method, params)
+        self.live.request(peek(raw), raw, outbox, time.monotonic())
+
+
+class _ModernRun(_Run):
+    era = "modern"
+    live: SharedLive
+
+    async def _open(self) -> Raw:
+        opening = await self._ask("server/discover", {})
+        if not _names_modern(opening):
+            raise _Refused(f"server/discover does not name {modern.REVISION}")
+        return opening
+
+    def _send(self, method: str, params: dict[str, object], outbox: Outbox) -> None:
+        meta = {
+            modern.REVISION_KEY: modern.REVISION,
+            modern.CAPABILITIES_KEY: {},
+            modern.CLIENT_KEY: CLIENT,
+        }
+        raw = request(self._asked, method, {**params, "_meta": meta})
+        asked = modern.read(peek(raw))
+        self.live.session.request(asked, len(raw), outbox, time.monotonic(), None)
+
+
+def _same(before: Mapping[Era, Chapter], after: Mapping[Era, Chapter]) -> bool:
+    """True when another look has found what was known."""
+    if before.keys() != after.keys():
+        return False
+    answers = ((era, method, raw) for era in after for method, raw in _answers(after[era]))
+    return not any(before[era].diverges(method, raw) for era, method, raw in answers)
+
+
+def _answers(chapter: Chapter) -> list[tuple[str, Raw]]:
+    return [(OPENINGS[chapter.era], chapter.opening), *chapter.lists.items()]
+
+
+def _names_modern(opening: Raw) -> bool:
+    try:
+        return modern.REVISION in _SUPPORTED.decode(opening).supportedVersions
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
+def _result(item: Item, method: str) -> Raw:
+    if item.error is not None:
+        raise item.error
+    envelope = peek(item.raw)
+    if envelope.result is UNSET:
+        code, message = error_of(envelope)
+        raise _Refused(f"{method}: {message[:200]} ({code})")
+    return envelope.result

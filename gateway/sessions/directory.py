@@ -1,0 +1,84 @@
+"""Which sessions live here, which have ended here, and which are on their way here."""
+
+import asyncio
+from collections.abc import Iterator
+
+from gateway.sessions.live import Live
+from gateway.sessions.record import Reason, State
+
+MAX_ENDED = 10_000
+"""Sessions that are remembered as ended, so that no late agent brings one back."""
+
+
+class Directory:
+    """The live sessions of this gateway process by fingerprint.
+
+    Attributes:
+        draining: no session comes here any more.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._live: dict[str, Live] = {}
+        self._ended: dict[str, Reason] = {}
+        self._arrivals = asyncio.Event()
+        self._awaited = 0
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(list(self._live.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def dormant(self) -> list[Live]:
+        """The sessions that no dyno was asked for."""
+        return [live for live in self._live.values() if live.record.state is State.REQUESTED]
+
+    def get(self, fingerprint: str) -> Live | None:
+        """Return the live session with this fingerprint."""
+        return self._live.get(fingerprint)
+
+    def add(self, live: Live) -> None:
+        """Enter a session."""
+        self._live[live.record.fingerprint] = live
+        self._ended.pop(live.record.fingerprint, None)
+
+    def remove(self, live: Live, reason: Reason | None) -> None:
+        """Take a session out: it has ended, or without a reason lives on elsewhere."""
+        fingerprint = live.record.fingerprint
+        del self._live[fingerprint]
+        if reason is not None:
+            self._ended[fingerprint] = reason
+            if len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+
+    def ended(self, fingerprint: str) -> Reason | None:
+        """Return why a session ended here; None if it did not, or too long ago."""
+        return self._ended.get(fingerprint)
+
+    def drain(self) -> None:
+        """Let nobody wait for a session any more."""
+        self.draining = True
+        self._arrivals.set()
+
+    def arrived(self) -> None:
+        """Something may be here now that requests wait for."""
+        if self._awaited and not self.draining:
+            self._arrivals.set()
+            self._arrivals.clear()
+
+    async def arrival(self, fingerprint: str, patience_s: float) -> Live | None:
+        """Wait until an agent has brought a session here; None if none does in time."""
+        self._awaited += 1
+        try:
+            async with asyncio.timeout(patience_s):
+                while (live := self._live.get(fingerprint)) is None or live.arriving:
+                    if self.draining:
+                        return None
+                    await self._arrivals.wait()
+                return live
+        except TimeoutError:
+            return None
+        finally:
+            self._awaited -= 1

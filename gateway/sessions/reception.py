@@ -1,0 +1,134 @@
+"""Agents at the door: who presents what, which session it leads to, what it is welcomed with."""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from dyno_agent.link import Hello, Welcome
+from gateway import events
+from gateway.registry.servers import Registry, ServerDefinition
+from gateway.sessions.capsule import PURPOSE, Capsule
+from gateway.sessions.credentials import JoinDesk, TokenRefused, proof_of
+from gateway.sessions.directory import Directory
+from gateway.sessions.live import Live, SharedLive
+from gateway.sessions.record import State
+from gateway.sessions.sealing import BadSeal, Sealer
+
+
+class Make(Protocol):
+    """Makes a session from its facts."""
+
+    def __call__(
+        self, fingerprint: str, server: ServerDefinition, principal: str, *, shared: bool
+    ) -> Live:
+        """Return one that nobody knows yet."""
+        ...
+
+
+class Reception:
+    """Recognises agents, and rebuilds the sessions that they bring.
+
+    Args:
+        directory: the sessions that live here.
+        desk: join tokens and resume credentials.
+        registry: the servers.
+        make: makes a session.
+        secret: the deployment's GATEWAY_SECRET.
+        wall_clock: seconds since 1970, see `Terms`.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        desk: JoinDesk,
+        registry: Registry,
+        make: Make,
+        *,
+        secret: bytes,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._desk = desk
+        self._registry = registry
+        self._make = make
+        self._sealer = Sealer(secret, PURPOSE, Capsule)
+        self._wall_clock = wall_clock
+
+    def recognise(self, credential: str, capsule: str, emit: events.Sink) -> Live:
+        """Return the session that an agent's credential leads to, rebuilt if need be.
+
+        Raises:
+            TokenRefused: none.
+        """
+        try:
+            fingerprint = self._desk.recognise(credential, time.monotonic())
+        except TokenRefused:
+            live = self._hydrated(credential, capsule)
+            record = live.record
+            emit(
+                events.Hydrated(
+                    session=record.session_id,
+                    server=record.server.name,
+                    principal=record.principal,
+                    launch=record.launch_id,
+                    age_s=round(time.monotonic() - record.created, 3),
+                )
+            )
+            return live
+        found = self._directory.get(fingerprint)
+        if found is None:
+            raise TokenRefused
+        return found
+
+    def _hydrated(self, credential: str, text: str) -> Live:
+        """Rebuild a session from what its agent carries."""
+        launch_id, proof = proof_of(credential)
+        try:
+            capsule = self._sealer.open(text)
+        except BadSeal:
+            raise TokenRefused from None
+        server = self._registry.find(capsule.server)
+        age_s = max(0.0, self._wall_clock() - capsule.created)
+        if (
+            (capsule.launch_id, capsule.proof) != (launch_id, proof)
+            or self._directory.ended(capsule.fingerprint) is not None
+            or self._directory.get(capsule.fingerprint) is not None
+            or server is None
+            or age_s >= server.max_lifetime
+        ):
+            raise TokenRefused
+        live = self._make(
+            capsule.fingerprint, server, capsule.principal, shared=capsule.kind == "shared"
+        )
+        record, now = live.record, time.monotonic()
+        record.created = live.lease.launched = now - age_s
+        record.state, record.launch_id, record.dyno_id = State.PARTED, launch_id, capsule.dyno_id
+        live.lease.parted = live.lease.active = live.session.active = now
+        live.fresh, live.epoch = True, capsule.epoch
+        live.lease.booted = True
+        live.launched.set()
+        self._desk.adopt(launch_id, capsule.fingerprint, proof, capsule.boot_id)
+        self._directory.add(live)
+        return live
+
+    def admit(self, credential: str, hello: Hello) -> None:
+        """Burn a join token, or check a resume; see `JoinDesk.burn` for what it raises."""
+        self._desk.burn(credential, hello.proof, hello.boot_id)
+
+    def welcome(self, live: Live, hello: Hello) -> Welcome:
+        """Return what to answer to a HELLO, with the capsule that the agent shall carry."""
+        record, lease = live.record, live.lease
+        age_s = 0.0 if lease.launched is None else time.monotonic() - lease.launched
+        capsule = Capsule(
+            launch_id=record.launch_id,
+            fingerprint=record.fingerprint,
+            principal=record.principal,
+            server=record.server.name,
+            created=self._wall_clock() - age_s,
+            proof=hello.proof,
+            boot_id=hello.boot_id,
+            epoch=live.epoch,
+            dyno_id=record.dyno_id,
+            kind="shared" if isinstance(live, SharedLive) else "owned",
+        )
+        return live.welcome(hello, self._sealer.seal(capsule))

@@ -1,0 +1,315 @@
+"""A session whose child has several callers, each request standing for itself (2026-07-28). Pure.
+
+Every request gets an id of ours on its way to the child, and so do its progress token and its
+subscription; what comes back is given its caller's own again, so equal ids of two callers never
+meet. A caller that hangs up cancels. Nothing continues elsewhere: this era has no resumption.
+"""
+
+from typing import TypeVar
+
+from msgspec import UNSET
+
+from dyno_agent.link import Channel, Endpoint, Message
+from dyno_agent.link.resumption import JournalPage
+from gateway import events
+from gateway.eras.correlation import Call, Correlation
+from gateway.eras.modern import (
+    Asked,
+    complete_listen,
+    outgoing,
+    passed_on,
+    peek_params,
+    peek_result,
+    restored,
+    rewrite_params,
+    rewrite_result,
+)
+from gateway.errors import Busy, GatewayError, UnknownMethod
+from gateway.jsonrpc import (
+    Envelope,
+    Kind,
+    error_of,
+    error_response,
+    notification,
+    one_line,
+    params_of,
+    progress_of,
+)
+from gateway.sessions.delivery import Delivery
+from gateway.sessions.record import SessionRecord, Step
+from gateway.sessions.seals import Kind as SealKind
+from gateway.sessions.seals import Seal, Seals, bound_to
+from gateway.sessions.session import Session, short
+
+S = TypeVar("S")
+
+LISTEN = "subscriptions/listen"
+
+MAX_LISTENS = 64
+"""Open `subscriptions/listen` of one session. They pin no dyno: an idle one ends them."""
+
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""Least severe first (RFC 5424, 6.2.1)."""
+
+
+class SharedSession(Session[S]):
+    """The rules of a session with several callers. See `Session`.
+
+    Args:
+        seals: closes what a caller has to bring back.
+
+    Attributes:
+        waits: a caller may come back for what its request has begun: a question or a task.
+    """
+
+    def __init__(
+        self,
+        record: SessionRecord,
+        link: Endpoint,
+        emit: events.Sink,
+        call_timeout_s: float,
+        seals: Seals,
+    ) -> None:
+        super().__init__(record, link, emit, call_timeout_s)
+        self.waits = False
+        self._seals = seals
+        self._listens: Correlation[S] = Correlation()
+        self._bounds: dict[int, str] = {}
+        self._drawn = 0
+
+    @property
+    def hydrating(self) -> bool:
+        """Nothing is sent again for callers that have hung up."""
+        return False
+
+    def hydrate(self, pages: list[JournalPage], now: float) -> None:
+        """Cancel what runs: its callers were cut off with the earlier gateway process."""
+        self._drawn = self.link.sent  # each request took a frame, so none had so high an id
+        for page in pages:
+            self._table.restore(page, now)
+        for call in self._table.calls:
+            self._table.forget(call.id)
+            self._cancel(call)
+
+    # From the callers
+
+    def request(self, asked: Asked, size: int, stream: S, now: float, word: str | None) -> None:
+        """Take a request; what it comes to will be deliveries to `stream`.
+
+        Args:
+            asked: the request.
+            size: its size in bytes.
+            stream: where it is answered.
+            now: monotonic seconds.
+            word: in place of the sealed one that it brings back; None if it brings none.
+
+        Raises:
+            BadMessage: an id or progress token that is too long to be carried along.
+            Busy: too many calls or listens, or the child does not read.
+            MessageTooBig: with the ids that it gets it would be over the limit.
+        """
+        listens = asked.method == LISTEN
+        if listens and len(self._listens) >= MAX_LISTENS:
+            raise Busy(f"more than {MAX_LISTENS} open {LISTEN} in this session")
+        self._room_for_call()
+        drawn = self._drawn + 1
+        line = self._line(outgoing(asked, drawn, drawn, **_words(asked, word)))
+        call = Call(
+            id=drawn,
+            client_id=short(asked.id),
+            method=asked.method,
+            tool=asked.name,
+            stream=stream,
+            started=now,
+            bytes_in=size,
+            token=None if asked.token is None else drawn,
+            client_token=None if asked.token is None else short(asked.token),
+            log_level=asked.log_level,
+        )
+        self._drawn = drawn
+        self._bounds[drawn] = bound_to(asked.method, asked.params)
+        (self._listens if listens else self._table).begin(call)
+        self.record.calls += 1
+        self.record.move(Step.CALL)
+        self._forward(line, now)
+
+    def cancel(self, request_id: str | int, now: float) -> list[Delivery[S]]:
+        """A caller takes a request back without hanging up; only what is unmistakable is heard."""
+        named = [call for call in self._running() if call.client_id == request_id]
+        if len(named) != 1 or named[0].stream is None:
+            return []
+        (call,) = named
+        stream = named[0].stream
+        self._drop(call, now)
+        return [Delivery(stream, b"", last=True)]
+
+    def stream_gone(self, stream: S, now: float) -> None:
+        """The caller hung up, which cancels (basic/transports, "Disconnection")."""
+        for call in self._running():
+            if call.stream is stream:
+                self._drop(call, now)
+
+    def _running(self) -> list[Call[S]]:
+        return [*self._table.calls, *self._listens.calls]
+
+    def _drop(self, call: Call[S], now: float) -> None:
+        table = self._listens if call.method == LISTEN else self._table
+        table.forget(call.id)
+        self._cancel(call)
+        self._finished(call, "cancelled", 0, now)
+
+    def _cancel(self, call: Call[S]) -> None:
+        self._bounds.pop(int(call.id), None)
+        params = {"requestId": call.id, "reason": "its caller has left"}
+        self.link.send(Channel.RPC, notification("notifications/cancelled", params))
+
+    def _cut(self, call: Call[S]) -> None:
+        self._cancel(call)
+
+    # From the child
+
+    def _from_child(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
+        match envelope.kind:
+            case Kind.RESPONSE:
+                return self._answer(envelope, message, now)
+            case Kind.NOTIFICATION:
+                return self._notice(envelope, message, now)
+            case Kind.REQUEST:
+                self.chatter.drop(envelope.method_name, "a modern server asks in its answers")
+                if self.link.writable:
+                    error = UnknownMethod("this revision has no requests of servers")
+                    self.link.send(Channel.RPC, error_response(envelope.request_id, error))
+                return []
+
+    def _replayed(self, message: Message, now: float) -> list[Delivery[S]]:
+        self.chatter.drop("replay", "nobody asked for it")
+        return []
+
+    def _answer(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
+        is_listen = (
+            envelope.id is not UNSET
+            and envelope.id is not None
+            and (
+                self._listens.get(envelope.id) is not None
+                or self._listens.is_forgotten(envelope.id)
+            )
+        )
+        table = self._listens if is_listen else self._table
+        call = self._answer_of_child(envelope, message, now, table)
+        if call is None:
+            return []
+        bound = self._bounds.pop(int(call.id), "")
+        if call.stream is None:
+            return []
+        raw = self._restored(envelope, call, bound)
+        code, _ = error_of(envelope)
+        return [Delivery(call.stream, raw, last=True, message=message, code=code)]
+
+    def _restored(self, envelope: Envelope, call: Call[S], bound: str) -> bytes:
+        """Return an answer as its caller shall read it."""
+        if envelope.result is UNSET:
+            return restored(envelope, call.client_id)
+        head = peek_result(envelope.result)
+        if head.is_plain:
+            return restored(envelope, call.client_id)
+        self.waits |= head.request_state is not None or head.task_id is not None
+        result = rewrite_result(
+            envelope.result,
+            request_state=self._sealed("requestState", head.request_state, bound),
+            next_cursor=self._sealed("cursor", head.next_cursor, call.method),
+            task_id=self._sealed("taskId", head.task_id, ""),
+            subscription_id=None if head.subscription_id is None else call.client_id,
+        )
+        return restored(envelope, call.client_id, result)
+
+    def _sealed(self, kind: SealKind, word: str | None, bound: str) -> str | None:
+        if word is None:
+            return None
+        record = self.record
+        seal = Seal(kind, record.principal, record.fingerprint, record.launch_id, bound, word)
+        return self._seals.close(seal)
+
+    def _notice(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
+        method = envelope.method_name
+        if method.endswith("/list_changed"):
+            self.contradicts = True
+        head = peek_params(envelope.params) if envelope.params is not UNSET else None
+        if head is None:
+            self.chatter.drop(method, "it names no call")
+            return []
+        if method == "notifications/cancelled":
+            return self._ended_by_child(head.request_id, message, now)
+        if method == "notifications/message":
+            return self._logged(envelope, message)
+        if head.subscription_id is not None:
+            call = self._listens.get(head.subscription_id)
+        elif method == "notifications/progress":
+            call = self._table.by_token(head.progress_token)
+        else:
+            call = None
+        if call is None or call.stream is None or envelope.params is UNSET:
+            self.chatter.drop(method, "it names no running call")
+            return []
+        if method == "notifications/progress" and call.is_behind(progress_of(envelope)):
+            return []
+        params = rewrite_params(
+            envelope.params,
+            progress_token=None if head.progress_token is None else call.client_token,
+            subscription_id=None if head.subscription_id is None else call.client_id,
+        )
+        return [Delivery(call.stream, passed_on(envelope, params), message=message)]
+
+    def _ended_by_child(
+        self, request_id: str | int | None, message: Message, now: float
+    ) -> list[Delivery[S]]:
+        """A child may end a listen this way; its caller gets what ends one in good order."""
+        call = None if request_id is None else self._listens.forget(request_id)
+        if call is None or call.stream is None:
+            self.chatter.drop("notifications/cancelled", "it names no open listen")
+            return []
+        self._finished(call, "ok", 0, now)
+        return [Delivery(call.stream, complete_listen(call.client_id), last=True, message=message)]
+
+    def _logged(self, envelope: Envelope, message: Message) -> list[Delivery[S]]:
+        """A log message names no call: it goes to the only one that wants any, or to nobody."""
+        takers = [call for call in self._table.calls if call.log_level is not None]
+        if len(takers) != 1 or takers[0].stream is None:
+            self.chatter.drop("notifications/message", "not exactly one call wants log messages")
+            return []
+        level = params_of(envelope).level
+        wanted = takers[0].log_level
+        if level in LEVELS and wanted in LEVELS and LEVELS.index(level) < LEVELS.index(wanted):
+            return []
+        return [Delivery(takers[0].stream, one_line(message.payload), message=message)]
+
+    # Ends
+
+    def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> list[Delivery[S]]:
+        """See `Session.fail`; a listen ends in good order instead."""
+        told = super().fail(error, now, all_calls=all_calls)
+        for call in self._listens.calls:
+            self._listens.forget(call.id)
+            if call.stream is not None:
+                told.append(Delivery(call.stream, complete_listen(call.client_id), last=True))
+        return told
+
+    def flush(self) -> list[Delivery[S]]:
+        """Nothing waits for a stream: each message is for one call."""
+        return []
+
+    def delivered(self, delivery: Delivery[S]) -> None:
+        """The bytes of a delivery were written."""
+        if delivery.message is not None:
+            self.link.consumed(delivery.message)
+
+    def undelivered(self, delivery: Delivery[S]) -> None:
+        """Let go what its stream did not write: its caller has hung up."""
+        if delivery.message is not None:
+            self.link.consumed(delivery.message)
+
+
+def _words(asked: Asked, word: str | None) -> dict[str, str | None]:
+    """Return which of a request's words is replaced by the child's own."""
+    if asked.request_state is not None:
+        return {"request_state": word}
+    return {"cursor": word} if asked.cursor is not None else {"task_id": word}

@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check proof-link soak lint format clean
+.PHONY: help run demo test check proof-link conformance soak lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ check: lint  ## Seconds: lint, and the tests of the pure parts
 
 proof-link: $(READY)  ## Break the link and kill the gateway under load; count what was lost (nothing)
 	$(BIN)/python -m tests.proof.link
+
+conformance: $(READY)  ## Run the official MCP conformance suite through the gateway, every revision
+	$(BIN)/python -m tests.proof.conformance
 
 soak: $(READY)  ## 500 sessions at full rate beside forced drops, then 3,000 lifecycles: nothing grows
 	$(BIN)/python -m tests.soak.soak

@@ -24,11 +24,14 @@ from gateway.sessions.live import SharedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason
 from gateway.sessions.seals import Seal, bound_to
-from gateway.sessions.streams import Item
+from gateway.sessions.streams import Item, Outbox
 
 COMMIT_S = 15.0
 """A request that takes longer is answered as a stream: an error that comes sooner still gets a
 status code of its own, and the platform's router wants a first byte within 30 s."""
+
+HELD_BYTES = 4096
+"""Largest `subscriptions/listen` that waits in our memory for a child to start."""
 
 TASKS = "tasks/"
 
@@ -77,13 +80,14 @@ class ModernHttp:
             return web.Response(body=told, content_type=intake.JSON)
         self._check_mirrors(request, caller, asked)
         live = await self._live(caller, asked, seal)
-        self._manager.check_room(live)
         outbox = live.open_outbox()
         try:
-            word = None if seal is None else seal.word
-            live.session.request(asked, size, outbox, time.monotonic(), word)
-            self._manager.launch(live, face)
-            live.wake()
+            self._manager.check_room(live)
+            if not self._holds(live, asked, size, outbox):
+                word = None if seal is None else seal.word
+                live.session.request(asked, size, outbox, time.monotonic(), word)
+                self._manager.launch(live, face)
+                live.wake()
             del asked
             await outbox.until_ready(COMMIT_S)
             if outbox.closed and not outbox.ready:
@@ -127,7 +131,7 @@ class ModernHttp:
     async def _live(self, caller: Caller, asked: Asked, seal: Seal | None) -> SharedLive:
         """Return the session whose child answers a request."""
         if seal is not None:
-            return await self._manager.issuer(seal)
+            return await self._manager.issuer(seal, caller.server)
         handle = caller.handle
         match caller.server.isolation:
             case "handle" if not handle:
@@ -140,6 +144,16 @@ class ModernHttp:
             case _:
                 pass
         return await self._manager.share(caller.server, caller.principal, handle, asked.client)
+
+    def _holds(self, live: SharedLive, asked: Asked, size: int, outbox: Outbox) -> bool:
+        """Hold a listen to lists as long as no child runs that could change them."""
+        chapter = self._catalogues.chapter(live.record.server, "modern")
+        needs_child = live.session.started or size > HELD_BYTES or not modern.lists_only(asked)
+        if needs_child or chapter is None:
+            return False
+        kinds = chapter.list_changed_kinds
+        live.perform(live.session.hold(asked, size, outbox, time.monotonic(), kinds))
+        return True
 
     def _check_mirrors(self, request: web.Request, caller: Caller, asked: Asked) -> None:
         """Hold the headers that repeat a tool's arguments to what the body says.

@@ -59,6 +59,10 @@ as long as the agent is out of reach."""
 SMALL_BYTES = 64 * 1024
 """Bodies up to here are read at once, whatever else their session is sending."""
 
+KEPT_CHARACTERS = 16 * 1024
+"""Longest params of an `initialize` that are kept for a child that starts later; the child of a
+longer one starts now."""
+
 OPENING_BYTES = 1024 * 1024
 """Largest body without a session: an `initialize`."""
 
@@ -205,8 +209,10 @@ class StreamableHttp:
         self, server: ServerDefinition, envelope: Envelope
     ) -> tuple[Opening, Chapter | None]:
         chapter = await self._catalogues.settled_chapter(server, "legacy")
-        told = "" if chapter is None else chapter.negotiated(requested(envelope.params))
-        return Opening(text_of(envelope.params), told), chapter
+        params = text_of(envelope.params)
+        if chapter is None or len(params) > KEPT_CHARACTERS:
+            return Opening(params), None
+        return Opening(params, chapter.negotiated(requested(envelope.params))), chapter
 
     def _begin(self, live: OwnedLive, chapter: Chapter | None) -> None:
         """Get a dyno now if the server wants that, or if its child has to answer `initialize`."""

@@ -172,10 +172,14 @@ class Correlation(Generic[S]):
         """Take out a call that is answered in the child's place; its late answer is swallowed."""
         call = self._remove(request_id)
         if call is not None:
-            self._forgotten[request_id] = None
-            if len(self._forgotten) > MAX_FORGOTTEN:
-                del self._forgotten[next(iter(self._forgotten))]
+            self.swallow(request_id)
         return call
+
+    def swallow(self, request_id: Id) -> None:
+        """An answer may come for which nobody waits any more."""
+        self._forgotten[request_id] = None
+        if len(self._forgotten) > MAX_FORGOTTEN:
+            del self._forgotten[next(iter(self._forgotten))]
 
     def is_forgotten(self, request_id: Id) -> bool:
         """True for the id of a call that was answered in the child's place."""

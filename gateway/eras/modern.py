@@ -6,7 +6,7 @@ share one child, so a request gets another id, progress token and so on for its 
 and everything that comes back is given its caller's own again. What is not touched keeps its bytes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -42,6 +42,16 @@ LOG_LEVEL_KEY: Final = "io.modelcontextprotocol/logLevel"
 SUBSCRIPTION_KEY: Final = "io.modelcontextprotocol/subscriptionId"
 SERVER_KEY: Final = "io.modelcontextprotocol/serverInfo"
 TASKS_EXTENSION: Final = "io.modelcontextprotocol/tasks"
+
+LISTEN: Final = "subscriptions/listen"
+ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
+
+_CHANGES: Final = {
+    "toolsListChanged": "tools",
+    "promptsListChanged": "prompts",
+    "resourcesListChanged": "resources",
+}
+"""What a listen may ask for that concerns a whole list, and whose."""
 
 REMOVED: Final = frozenset(
     {
@@ -157,6 +167,7 @@ _TOKEN = msgspec.json.Decoder(str | int | None)
 _TAG = msgspec.json.Decoder(_Tag | None)
 _RESULT_HEAD = msgspec.json.Decoder(ResultHead)
 _PARAMS_HEAD = msgspec.json.Decoder(ParamsHead)
+_FLAGS = msgspec.json.Decoder(dict[str, Any])
 _NULL = Raw(b"null")
 _UNREADABLE = (msgspec.DecodeError, RecursionError)
 
@@ -420,6 +431,27 @@ def rewrite_params(
         "taskId": task_id,
     }
     return _rewritten(raw, given, subscription_id)
+
+
+def lists_only(asked: Asked) -> bool:
+    """True for a `subscriptions/listen` to changes of lists, and to no resource's."""
+    wanted = _lenient(_MEMBERS, asked.params.get("notifications"))
+    return asked.method == LISTEN and wanted is not None and wanted.keys() <= _CHANGES.keys()
+
+
+def acknowledged(asked: Asked, kinds: Collection[str]) -> bytes:
+    """Return what opens a `subscriptions/listen` that `lists_only`.
+
+    Args:
+        asked: the request.
+        kinds: of tools, prompts and resources, those whose list may change.
+    """
+    wanted = _lenient(_FLAGS, asked.params.get("notifications")) or {}
+    accepted = {
+        key: True for key, kind in _CHANGES.items() if kind in kinds and wanted.get(key) is True
+    }
+    params = {"notifications": accepted, "_meta": {SUBSCRIPTION_KEY: asked.id}}
+    return msgspec.json.encode({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": params})
 
 
 def complete_listen(request_id: str | int) -> bytes:

@@ -72,7 +72,8 @@ class _Known:
     Attributes:
         chapters: by era that a client may speak, its own or in translation.
         spoken: eras that its child speaks itself; None as long as that is not known.
-        first: set once the first look is over, whatever it came to.
+        first: set once the first look has told what its child speaks, or has failed.
+        whole: set once the first look is over, translations included.
         stale: asks for another look.
         why: what the last look failed of.
     """
@@ -80,6 +81,7 @@ class _Known:
     chapters: dict[Era, Chapter]
     spoken: frozenset[Era] | None
     first: asyncio.Event
+    whole: asyncio.Event
     stale: asyncio.Event
     why: str = ""
 
@@ -124,10 +126,12 @@ class Catalogues:
     async def settled_chapter(self, server: ServerDefinition, era: Era) -> Chapter | None:
         """Return the chapter, once the first look at its server is over or takes too long."""
         known = self._known[server.name]
-        if server.catalogue and not known.chapters:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE_S):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                if known.spoken is None:
                     await known.first.wait()
+                if server.catalogue and era not in known.chapters:
+                    await known.whole.wait()
         return self.chapter(server, era)
 
     async def ready(self, server: ServerDefinition) -> None:
@@ -178,6 +182,7 @@ class Catalogues:
             async with self._room:
                 good = await self._look(server, known)
             known.first.set()
+            known.whole.set()
             news = good and not _same(before, known.chapters)
             in_vain = 0 if news else min(in_vain + 1, len(AGAIN_S) - 1)
             if good:
@@ -254,7 +259,7 @@ class Catalogues:
 
 def _empty(server: ServerDefinition) -> _Known:
     spoken = None if server.era == "auto" else frozenset(_ERAS[server.era])
-    return _Known({}, spoken, asyncio.Event(), asyncio.Event())
+    return _Known({}, spoken, asyncio.Event(), asyncio.Event(), asyncio.Event())
 
 
 class _Run(ABC):

@@ -43,6 +43,7 @@ class Directory:
         """Enter a session."""
         self._live[live.record.fingerprint] = live
         self._ended.pop(live.record.fingerprint, None)
+        self.arrived()
 
     def remove(self, live: Live, reason: Reason | None) -> None:
         """Take a session out: it has ended, or without a reason lives on elsewhere."""
@@ -73,12 +74,14 @@ class Directory:
         self._awaited += 1
         try:
             async with asyncio.timeout(patience_s):
-                while (live := self._live.get(fingerprint)) is None or live.arriving:
-                    if self.draining:
-                        return None
+                while self._here(fingerprint) is None and not self.draining:
                     await self._arrivals.wait()
-                return live
         except TimeoutError:
-            return None
+            pass  # and yet: another request may have entered the session in this very moment
         finally:
             self._awaited -= 1
+        return self._here(fingerprint)
+
+    def _here(self, fingerprint: str) -> Live | None:
+        live = self._live.get(fingerprint)
+        return None if live is None or live.arriving else live

@@ -314,16 +314,20 @@ class Manager:
         live = self.directory.get(SessionKeys.lease(server.name, principal, handle))
         return live is not None and live.session.contradicts
 
-    async def issuer(self, seal: Seal) -> SharedLive:
+    async def issuer(self, seal: Seal, server: ServerDefinition) -> SharedLive:
         """Return the session whose child gave what a client brings back.
 
         Raises:
-            StaleState: its dyno is gone.
+            StaleState: its dyno is gone, or another server's.
         """
         live = self.directory.get(seal.fingerprint)
         if live is None or live.arriving:
             live = await self.directory.arrival(seal.fingerprint, self._return_s(live))
-        if not isinstance(live, SharedLive) or live.record.launch_id != seal.launch_id:
+        if (
+            not isinstance(live, SharedLive)
+            or live.record.launch_id != seal.launch_id
+            or live.record.server.name != server.name
+        ):
             raise StaleState(f"the dyno that issued this {seal.kind} is gone; start over")
         return live
 

@@ -7,6 +7,7 @@ difference is told as `list_changed`, and nothing is hidden.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -18,6 +19,9 @@ from gateway.jsonrpc import Envelope, Kind, error_of, notification, request, res
 
 PREFIX = "rendezvous/"
 """Begins the ids of the gateway's own requests in a session whose other ids are its client's."""
+
+LEVEL_BYTES = 1024
+"""Largest params of a `logging/setLevel` that are kept until the child starts."""
 
 NOT_FOR_THE_CHILD = frozenset(
     {"notifications/initialized", "notifications/cancelled", "notifications/roots/list_changed"}
@@ -70,7 +74,7 @@ class Overture:
         method, key = envelope.method_name, envelope.request_id
         if method == "ping":
             return result_response(key, {})
-        if method == "logging/setLevel" and not self.started and envelope.params is not UNSET:
+        if method == "logging/setLevel" and not self.started and _is_short(envelope.params):
             self._level = envelope.params
             return result_response(key, {})
         if self._chapter is None or not _without_cursor(envelope):
@@ -148,6 +152,10 @@ class Overture:
         if cursor is not None:
             return Heard(to_child=[self._ask(method, {"cursor": cursor})])
         return Heard(changed=[kind] if self._chapter.diverges(method, pages.merged()) else [])
+
+
+def _is_short(params: Raw | UnsetType) -> TypeGuard[Raw]:
+    return params is not UNSET and len(params) <= LEVEL_BYTES
 
 
 def _without_cursor(envelope: Envelope) -> bool:

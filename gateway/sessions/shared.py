@@ -14,7 +14,11 @@ from dyno_agent.link.resumption import JournalPage
 from gateway import events
 from gateway.eras.correlation import Call, Correlation
 from gateway.eras.modern import (
+    ACKNOWLEDGED,
+    LISTEN,
     Asked,
+    ParamsHead,
+    acknowledged,
     complete_listen,
     outgoing,
     passed_on,
@@ -43,7 +47,6 @@ from gateway.sessions.session import Session, short
 
 S = TypeVar("S")
 
-LISTEN = "subscriptions/listen"
 
 MAX_LISTENS = 64
 """Open `subscriptions/listen` of one session. They pin no dyno: an idle one ends them."""
@@ -60,6 +63,7 @@ class SharedSession(Session[S]):
 
     Attributes:
         waits: a caller may come back for what its request has begun: a question or a task.
+        started: a dyno was asked for.
     """
 
     def __init__(
@@ -71,10 +75,11 @@ class SharedSession(Session[S]):
         seals: Seals,
     ) -> None:
         super().__init__(record, link, emit, call_timeout_s)
-        self.waits = False
+        self.waits = self.started = False
         self._seals = seals
         self._listens: Correlation[S] = Correlation()
-        self._bounds: dict[int, str] = {}
+        self._bounds: dict[str | int, str] = {}
+        self._held: dict[str | int, bytes] = {}
         self._drawn = 0
 
     @property
@@ -84,14 +89,20 @@ class SharedSession(Session[S]):
 
     def hydrate(self, pages: list[JournalPage], now: float) -> None:
         """Cancel what runs: its callers were cut off with the earlier gateway process."""
+        self.started = True
         self._drawn = self.link.sent  # each request took a frame, so none had so high an id
-        for page in pages:
-            self._table.restore(page, now)
-        for call in self._table.calls:
-            self._table.forget(call.id)
-            self._cancel(call)
+        for running in (call.id for page in pages for call in page.calls):
+            self._table.swallow(running)
+            self._cancel(running)
 
     # From the callers
+
+    def start(self, now: float) -> None:
+        """See `Session.start`: the child hears of the listens that were opened without it."""
+        self.started = True
+        for key, line in self._held.items():
+            self._held[key] = b""
+            self._forward(line, now)
 
     def request(self, asked: Asked, size: int, stream: S, now: float, word: str | None) -> None:
         """Take a request; what it comes to will be deliveries to `stream`.
@@ -108,8 +119,39 @@ class SharedSession(Session[S]):
             Busy: too many calls or listens, or the child does not read.
             MessageTooBig: with the ids that it gets it would be over the limit.
         """
-        listens = asked.method == LISTEN
-        if listens and len(self._listens) >= MAX_LISTENS:
+        call, line = self._call(asked, size, stream, now, word)
+        self.waits = False  # what it brings back is used up
+        self._bounds[call.id] = bound_to(asked.method, asked.params)
+        (self._listens if call.method == LISTEN else self._table).begin(call)
+        self._forward(line, now)
+
+    def hold(
+        self, asked: Asked, size: int, stream: S, now: float, kinds: frozenset[str]
+    ) -> list[Delivery[S]]:
+        """Take a `subscriptions/listen` that needs no dyno: what changes lists is a running child.
+
+        The child hears of it when it starts.
+
+        Args:
+            asked: the request.
+            size: its size in bytes.
+            stream: where it is answered.
+            now: monotonic seconds.
+            kinds: whose list may change, see `Chapter.list_changed_kinds`.
+
+        Raises:
+            Busy: see `request`.
+        """
+        call, line = self._call(asked, size, stream, now, None)
+        self._listens.begin(call)
+        self._held[call.id] = line
+        self.active = now
+        return [Delivery(stream, acknowledged(asked, kinds))]
+
+    def _call(
+        self, asked: Asked, size: int, stream: S, now: float, word: str | None
+    ) -> tuple[Call[S], bytes]:
+        if asked.method == LISTEN and len(self._listens) >= MAX_LISTENS:
             raise Busy(f"more than {MAX_LISTENS} open {LISTEN} in this session")
         self._room_for_call()
         drawn = self._drawn + 1
@@ -127,11 +169,9 @@ class SharedSession(Session[S]):
             log_level=asked.log_level,
         )
         self._drawn = drawn
-        self._bounds[drawn] = bound_to(asked.method, asked.params)
-        (self._listens if listens else self._table).begin(call)
         self.record.calls += 1
         self.record.move(Step.CALL)
-        self._forward(line, now)
+        return call, line
 
     def cancel(self, request_id: str | int, now: float) -> list[Delivery[S]]:
         """A caller takes a request back without hanging up; only what is unmistakable is heard."""
@@ -155,16 +195,18 @@ class SharedSession(Session[S]):
     def _drop(self, call: Call[S], now: float) -> None:
         table = self._listens if call.method == LISTEN else self._table
         table.forget(call.id)
-        self._cancel(call)
+        self._cancel(call.id)
         self._finished(call, "cancelled", 0, now)
 
-    def _cancel(self, call: Call[S]) -> None:
-        self._bounds.pop(int(call.id), None)
-        params = {"requestId": call.id, "reason": "its caller has left"}
+    def _cancel(self, key: str | int) -> None:
+        self._bounds.pop(key, None)
+        if self._held.pop(key, None) is not None and not self.started:
+            return  # the child never heard of it
+        params = {"requestId": key, "reason": "its caller has left"}
         self.link.send(Channel.RPC, notification("notifications/cancelled", params))
 
     def _cut(self, call: Call[S]) -> None:
-        self._cancel(call)
+        self._cancel(call.id)
 
     # From the child
 
@@ -198,7 +240,7 @@ class SharedSession(Session[S]):
         call = self._answer_of_child(envelope, message, now, table)
         if call is None:
             return []
-        bound = self._bounds.pop(int(call.id), "")
+        bound = self._bounds.pop(call.id, "")
         if call.stream is None:
             return []
         raw = self._restored(envelope, call, bound)
@@ -233,31 +275,34 @@ class SharedSession(Session[S]):
         method = envelope.method_name
         if method.endswith("/list_changed"):
             self.contradicts = True
-        head = peek_params(envelope.params) if envelope.params is not UNSET else None
-        if head is None:
-            self.chatter.drop(method, "it names no call")
-            return []
         if method == "notifications/cancelled":
-            return self._ended_by_child(head.request_id, message, now)
+            return self._ended_by_child(params_of(envelope).requestId, message, now)
         if method == "notifications/message":
             return self._logged(envelope, message)
+        return self._named(envelope, message)
+
+    def _named(self, envelope: Envelope, message: Message) -> list[Delivery[S]]:
+        """Give a notification to the call or listen that it names."""
+        method, params = envelope.method_name, envelope.params
+        head = ParamsHead() if params is UNSET else peek_params(params)
+        call = None
         if head.subscription_id is not None:
             call = self._listens.get(head.subscription_id)
         elif method == "notifications/progress":
             call = self._table.by_token(head.progress_token)
-        else:
-            call = None
-        if call is None or call.stream is None or envelope.params is UNSET:
+        if call is None or call.stream is None or params is UNSET:
             self.chatter.drop(method, "it names no running call")
             return []
+        if method == ACKNOWLEDGED and call.id in self._held:
+            return []  # its caller has it from us
         if method == "notifications/progress" and call.is_behind(progress_of(envelope)):
             return []
-        params = rewrite_params(
-            envelope.params,
+        told = rewrite_params(
+            params,
             progress_token=None if head.progress_token is None else call.client_token,
             subscription_id=None if head.subscription_id is None else call.client_id,
         )
-        return [Delivery(call.stream, passed_on(envelope, params), message=message)]
+        return [Delivery(call.stream, passed_on(envelope, told), message=message)]
 
     def _ended_by_child(
         self, request_id: str | int | None, message: Message, now: float
@@ -267,6 +312,7 @@ class SharedSession(Session[S]):
         if call is None or call.stream is None:
             self.chatter.drop("notifications/cancelled", "it names no open listen")
             return []
+        self._bounds.pop(call.id, None)
         self._finished(call, "ok", 0, now)
         return [Delivery(call.stream, complete_listen(call.client_id), last=True, message=message)]
 
@@ -289,6 +335,7 @@ class SharedSession(Session[S]):
         told = super().fail(error, now, all_calls=all_calls)
         for call in self._listens.calls:
             self._listens.forget(call.id)
+            self._bounds.pop(call.id, None)
             if call.stream is not None:
                 told.append(Delivery(call.stream, complete_listen(call.client_id), last=True))
         return told

@@ -1,10 +1,9 @@
 """The proof that what the official conformance suite asks of a server survives the gateway.
 
 `python -m tests.proof.conformance` starts a gateway with stdio servers behind it, and runs all
-scenarios of the suite against them: `dual` speaks every revision; `uncatalogued` is the same, but
-the gateway never answers for it; `legacy` knows nothing of 2026-07-28, so that this revision has to
-be translated for it. Before that it runs the suite against the first one's own HTTP side: what
-fails there is not the gateway's.
+scenarios of the suite against them: `dual` speaks every revision; `legacy` knows nothing of
+2026-07-28, so that this revision has to be translated for it. Before that it runs the suite against
+the first one's own HTTP side: what fails there is not the gateway's.
 
 The checks are read from the suite's files. A failed check that is not excused here, an excuse that
 was not needed, and fewer passed checks than promised make the exit code 1. The last line holds
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 FIXTURE = conftest.REPOSITORY / "tests" / "fixtures" / "conformance_server.py"
 LEGACY_FIXTURE = conftest.NODE_PROJECT / "conformance_legacy.mjs"
 
-DUAL, UNCATALOGUED, LEGACY, DIRECT = "dual", "uncatalogued", "legacy", "direct"
+DUAL, LEGACY, DIRECT = "dual", "legacy", "direct"
 """Where a run goes: to a server behind the gateway, by its name, or past the gateway."""
 
 MODERN = "2026-07-28"
@@ -103,9 +102,8 @@ RUNS = (
     Run("direct 2026-07-28", DIRECT, MODERN, 152),
     Run("2025-06-18", DUAL, "2025-06-18", 56, promised=True),
     # One fewer than direct: only a server that closes its HTTP stream itself gets the last check.
-    Run("2025-11-25", UNCATALOGUED, "2025-11-25", 83, promised=True),
-    # One fewer again: three lists at once out of the catalogue are no streams to be looked at.
-    Run("legacy 2025-11-25", LEGACY, "2025-11-25", 82),
+    Run("2025-11-25", DUAL, "2025-11-25", 83, promised=True),
+    Run("legacy 2025-11-25", LEGACY, "2025-11-25", 83),
     Run("2026-07-28", DUAL, MODERN, 152, promised=True),
     # What is excused ends its scenario: the check that would have come next is missing for each.
     Run("translated", LEGACY, MODERN, 147, EXCUSES_OF_TRANSLATED, promised=True),
@@ -267,10 +265,8 @@ async def fixture_over_http() -> AsyncIterator[str]:
 
 def gateway(folder: Path, node: Path) -> conftest.GatewayProcess:
     """Return a gateway that lets in whoever comes, as the suite has no keys; enter it."""
-    dual: dict[str, Any] = {"command": sys.executable, "args": [str(FIXTURE)]}
     servers: dict[str, dict[str, Any]] = {
-        DUAL: dual,
-        UNCATALOGUED: {**dual, "catalogue": False},
+        DUAL: {"command": sys.executable, "args": [str(FIXTURE)]},
         LEGACY: {"command": str(node), "args": [str(LEGACY_FIXTURE)]},
     }
     settings = {"API_KEY": "", "ALLOW_ANONYMOUS": "1", "BIND_HOST": "127.0.0.1"}

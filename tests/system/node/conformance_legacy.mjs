@@ -25,9 +25,6 @@ import {
 
 const PAUSE = 50; // ms between two notifications; the suite asks for it
 const RECONNECT = 500; // ms that `test_reconnection` takes
-// For a list of tools: long enough for a busy gateway to answer with a stream. The suite has a look
-// at three such streams at once, and at nothing if all three are plain answers.
-const UNHURRIED = 500; // ms
 const NOT_FOUND = -32002; // a resource, before 2026-07-28
 
 const PNG =
@@ -258,7 +255,6 @@ const TOOLS = {
 const schemaOf = (shape = {}) => (shape.$schema ? shape : { type: "object", properties: shape });
 
 server.setRequestHandler(ListToolsRequestSchema, async () => {
-  await pause(UNHURRIED);
   const tools = Object.entries(TOOLS).map(([name, [, shape]]) => ({
     name,
     description: `The suite's ${name}`,

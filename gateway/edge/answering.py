@@ -76,22 +76,22 @@ class Reply:
         return parts
 
     async def array(self) -> web.StreamResponse:
-        """Write all answers as one JSON array, for a batch."""
-        answers = []
-        with contextlib.ExitStack() as delivering:
-            while self.outbox.ready:
-                answers.append(self.outbox.take())
-                delivering.enter_context(self.live.delivering(answers[-1]))
-            body = b"[" + b",".join(answer.raw for answer in answers if answer.raw) + b"]"
-            headers = {**self.headers(), "Content-Type": intake.JSON}
-            response = web.StreamResponse(headers=headers)
-            response.content_length = len(body)
-            try:
+        """Write all answers as one JSON array, for a batch; the cancelled ones are left out."""
+        headers = {**self.headers(), "Content-Type": intake.JSON}
+        response = web.StreamResponse(headers=headers)
+        try:
+            with contextlib.ExitStack() as delivering:
+                answers = []
+                while self.outbox.ready:
+                    answers.append(self.outbox.take())
+                    delivering.enter_context(self.live.delivering(answers[-1]))
+                body = b"[" + b",".join(answer.raw for answer in answers if answer.raw) + b"]"
+                response.content_length = len(body)
                 await response.prepare(self.request)
                 await write_pieces(response, body)
                 await response.write_eof()
-            except (ConnectionResetError, TimeoutError):
-                cut(self.request)
+        except (ConnectionResetError, TimeoutError):
+            cut(self.request)
         return response
 
     async def stream(self, opening: bytes, promise: int | None = None) -> web.StreamResponse:

@@ -223,6 +223,7 @@ class Catalogues:
             known.why = error.message
             return None
         session_id = run.live.record.session_id
+        run.live.tied = True  # to this process, which is its client
         try:
             self._manager.launch(run.live, face)
             async with asyncio.timeout(run.live.lease.boot_s + ANSWER_S):

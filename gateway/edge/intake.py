@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from gateway.eras.versions import SERVED
+from gateway.eras.versions import HANDSHAKE, SERVED
 from gateway.errors import (
     BadJson,
     BodyTimeout,
@@ -21,6 +21,9 @@ REVISION_HEADER = "MCP-Protocol-Version"
 
 BODY_S = 30.0
 """How long a body may take to arrive; aiohttp alone waits for ever for a slow one."""
+
+SMALL_BYTES = 64 * 1024
+"""Bodies up to here are read at once."""
 
 JSON, SSE = "application/json", "text/event-stream"
 
@@ -62,7 +65,7 @@ def check_revision(headers: Mapping[str, str]) -> None:
         UnsupportedRevision: names those that are; dual-era clients fall back on it.
     """
     revision = headers.get(REVISION_HEADER)
-    if revision is not None and revision not in SERVED:
+    if revision is not None and revision not in HANDSHAKE:
         raise UnsupportedRevision(
             f"MCP-Protocol-Version {revision[:32]!r} is not served here; use one of "
             f"{', '.join(SERVED)}",
@@ -93,6 +96,11 @@ def prefers_stream(headers: Mapping[str, str]) -> bool:
     accept = headers.get("Accept", "").lower()
     at = accept.find(SSE)
     return at >= 0 and (JSON not in accept or at < accept.find(JSON))
+
+
+def is_large(request: web.Request) -> bool:
+    """True for a body that is not read at once, whatever else its sender is sending."""
+    return request.content_length is None or request.content_length > SMALL_BYTES
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:

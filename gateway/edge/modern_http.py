@@ -5,8 +5,10 @@ the requests of one principal share, or that a handle names; what a dyno has giv
 bring back goes to that dyno. A client that hangs up cancels.
 """
 
-import secrets
+import asyncio
 import time
+from collections import defaultdict
+from contextlib import nullcontext
 
 from aiohttp import web
 
@@ -17,7 +19,7 @@ from gateway.eras import modern
 from gateway.eras.catalogue import LISTS
 from gateway.eras.headers import Mirrors
 from gateway.eras.modern import Asked
-from gateway.errors import GatewayError, MissingHandle, SessionEnded
+from gateway.errors import GatewayError, MissingHandle, Restarting, SessionEnded
 from gateway.jsonrpc import Kind, peek
 from gateway.sessions.catalogues import Catalogues
 from gateway.sessions.live import SharedLive
@@ -29,6 +31,11 @@ from gateway.sessions.streams import Item, Outbox
 COMMIT_S = 15.0
 """A request that takes longer is answered as a stream: an error that comes sooner still gets a
 status code of its own, and the platform's router wants a first byte within 30 s."""
+
+LARGE_BODIES = 2
+"""Large requests of a principal that are read at the same time."""
+
+SUPPORTED = (modern.REVISION,)
 
 HELD_BYTES = 4096
 """Largest `subscriptions/listen` that waits in our memory for a child to start."""
@@ -50,57 +57,79 @@ class ModernHttp:
         self._catalogues = catalogues
         self._message_bytes = message_bytes
         self._mirrors: dict[tuple[str, str], tuple[float, Mirrors]] = {}
+        self._large: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(LARGE_BODIES)
+        )
 
     async def post(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         """Take one message: a request is answered, a notification gets 202."""
         intake.check_accept(request.headers, intake.JSON, intake.SSE)
-        raw = await intake.read_body(request, self._message_bytes)
-        envelope = peek(raw)
-        request_id = envelope.id if isinstance(envelope.id, str | int) else None
-        supported = (modern.REVISION,)
+        reading = self._large[caller.principal] if intake.is_large(request) else nullcontext()
+        async with reading:
+            raw = await intake.read_body(request, self._message_bytes)
+            envelope = peek(raw)
+            request_id = envelope.id if isinstance(envelope.id, str | int) else None
+            try:
+                if envelope.kind is Kind.NOTIFICATION:
+                    modern.admit_notification(request.headers.items(), SUPPORTED)
+                    return web.Response(status=202)
+                asked = modern.admit(request.headers.items(), envelope, SUPPORTED)
+                taken = await self._take(request, caller, asked, len(raw))
+            except GatewayError as error:
+                return refusal(error, request_id)
+        del raw, envelope, asked  # the link has the bytes; a long call shall not hold them too
+        if isinstance(taken, bytes):
+            return web.Response(body=taken, content_type=intake.JSON)
         try:
-            if envelope.kind is Kind.NOTIFICATION:
-                modern.admit_notification(request.headers.items(), supported)
-                return web.Response(status=202)
-            asked = modern.admit(request.headers.items(), envelope, supported)
-            size = len(raw)
-            del raw, envelope
-            return await self._serve(request, caller, asked, size)
+            return await self._respond(request, *taken)
         except GatewayError as error:
             return refusal(error, request_id)
 
-    async def _serve(
+    async def _take(
         self, request: web.Request, caller: Caller, asked: Asked, size: int
-    ) -> web.StreamResponse:
-        await self._catalogues.ready(caller.server)
+    ) -> bytes | tuple[SharedLive, Outbox]:
+        """Hand a request to its session; return its answer, or where that will come."""
+        await self._catalogues.ready(caller.server, "modern")
         face = self._catalogues.face(caller.server, "modern")
         seal = self._brought(caller, asked)
         told = None if seal is not None else await self._told(caller, asked)
         if told is not None:
-            return web.Response(body=told, content_type=intake.JSON)
+            return told
         self._check_mirrors(request, caller, asked)
         live = await self._live(caller, asked, seal)
         outbox = live.open_outbox()
         try:
+            await live.room()
             self._manager.check_room(live)
             if not self._holds(live, asked, size, outbox):
                 word = None if seal is None else seal.word
                 live.session.request(asked, size, outbox, time.monotonic(), word)
                 self._manager.launch(live, face)
                 live.wake()
-            del asked
+        except BaseException:
+            self._leave(live, outbox)
+            raise
+        return live, outbox
+
+    async def _respond(
+        self, request: web.Request, live: SharedLive, outbox: Outbox
+    ) -> web.StreamResponse:
+        try:
             await outbox.until_ready(COMMIT_S)
             if outbox.closed and not outbox.ready:
-                raise SessionEnded("the session ended before this request was answered")
+                raise Restarting("this gateway process is shutting down; send the request again")
             reply = Reply(request, live, outbox, dict, _status)
             first = outbox.only_answer()
             if first is not None:
                 return await reply.whole(first)
             return await reply.stream(sse.COMMENT)
         finally:
-            live.drop_outbox(outbox)
-            if caller.server.isolation == "request" and not live.session.waits:
-                self._manager.end(live, Reason.ANSWERED, SessionEnded("its request was answered"))
+            self._leave(live, outbox)
+
+    def _leave(self, live: SharedLive, outbox: Outbox) -> None:
+        live.drop_outbox(outbox)
+        if live.record.server.isolation == "request" and not live.session.waits:
+            self._manager.end(live, Reason.ANSWERED, SessionEnded("its request was answered"))
 
     async def _told(self, caller: Caller, asked: Asked) -> bytes | None:
         """Return what the catalogue answers; None if it is a child's to answer."""
@@ -140,7 +169,7 @@ class ModernHttp:
                     f"the header {HANDLE_HEADER}, or use /servers/NAME/handles/HANDLE/mcp"
                 )
             case "request":
-                handle = secrets.token_urlsafe(18)
+                return self._manager.share_anew(caller.server, caller.principal, asked.client)
             case _:
                 pass
         return await self._manager.share(caller.server, caller.principal, handle, asked.client)

@@ -56,9 +56,6 @@ CONFIRM_S = 5.0
 """How long a 202 waits for the agent to have the message. After that it stands in our memory only,
 as long as the agent is out of reach."""
 
-SMALL_BYTES = 64 * 1024
-"""Bodies up to here are read at once, whatever else their session is sending."""
-
 KEPT_CHARACTERS = 16 * 1024
 """Longest params of an `initialize` that are kept for a child that starts later; the child of a
 longer one starts now."""
@@ -410,8 +407,7 @@ async def _room_to_read(
     request: web.Request, target: OwnedLive | GatewayError
 ) -> AsyncIterator[None]:
     """Read few large bodies of a session at a time: each lies in memory until the link takes it."""
-    large = request.content_length is None or request.content_length > SMALL_BYTES
-    if not large or not isinstance(target, OwnedLive):
+    if not intake.is_large(request) or not isinstance(target, OwnedLive):
         yield
         return
     async with target.large_bodies:

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Raw
 
+from gateway.eras.versions import HANDSHAKE
 from gateway.jsonrpc import ShortArray, result_response
 
 Era = Literal["legacy", "modern"]
@@ -29,9 +30,6 @@ LISTS: Final = {
 }
 """Where the items stand in the result of each list method. What precedes its first slash is the
 capability that declares it."""
-
-HANDSHAKES: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-"""The revisions that `initialize` negotiates, oldest first."""
 
 MAX_PAGES = 100
 """Pages of one list. A child that pages for ever stops here."""
@@ -209,7 +207,7 @@ class Chapter:
         child's.
         """
         own = _read_opening(self.opening).protocolVersion
-        known = requested in HANDSHAKES and own in HANDSHAKES
+        known = requested in HANDSHAKE and own in HANDSHAKE
         return requested if known and requested <= own else own
 
     def answer(self, method: str, request_id: str | int, *, requested: str = "") -> bytes | None:

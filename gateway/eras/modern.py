@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from gateway.eras.headers import NAMED, REVISION_HEADER, check_routing, revision_of
+from gateway.eras.versions import HANDSHAKE
 from gateway.errors import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
@@ -32,9 +33,6 @@ from gateway.errors import (
 from gateway.jsonrpc import Envelope, Kind, one_line
 
 REVISION: Final = "2026-07-28"
-HANDSHAKE: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
-"""Every revision before this one, newest first. Later ones are expected to be like this one."""
-
 REVISION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_KEY: Final = "io.modelcontextprotocol/clientInfo"

@@ -2,8 +2,11 @@
 
 from typing import Final
 
-SERVED: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+HANDSHAKE: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """The revisions with a handshake, newest first."""
+
+SERVED: Final = ("2026-07-28", *HANDSHAKE)
+"""All that is served, newest first."""
 
 RESUMES: Final = "2025-11-25"
 """From here on a stream begins with an event without data, and its client comes back for the rest
@@ -18,4 +21,4 @@ ASSUMED: Final = "2025-03-26"
 
 def resumable(revision: str) -> bool:
     """True for a revision that is served and whose clients resume a stream."""
-    return RESUMES <= revision <= SERVED[0]
+    return RESUMES <= revision <= HANDSHAKE[0]

@@ -6,11 +6,11 @@ somebody: the first message decides which era a process speaks for the rest of i
 
 import asyncio
 import contextlib
-import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final, Self
 
 import msgspec
@@ -20,8 +20,15 @@ from dyno_agent.link import Face
 from gateway import events
 from gateway.eras import modern
 from gateway.eras.catalogue import OPENINGS, Chapter, Era, Pages, Unlearnable, wanted
-from gateway.eras.versions import SERVED
-from gateway.errors import GatewayError, NotReady, SessionEnded, UnsupportedRevision
+from gateway.eras.versions import HANDSHAKE
+from gateway.errors import (
+    Busy,
+    ChildExited,
+    GatewayError,
+    NotReady,
+    SessionEnded,
+    UnsupportedRevision,
+)
 from gateway.jsonrpc import error_of, notification, peek, request
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.sessions.live import Live, OwnedLive, SharedLive
@@ -61,6 +68,17 @@ class _Supported(msgspec.Struct):
 _SUPPORTED = msgspec.json.Decoder(_Supported)
 
 
+class _Outcome(Enum):
+    """What a throw-away run comes to that learns nothing.
+
+    REFUSED: the child does not speak the era. BUSY: no dyno was to be had. FAILED: who knows.
+    """
+
+    REFUSED = "refused"
+    BUSY = "busy"
+    FAILED = "failed"
+
+
 class _Refused(Exception):
     """The child does not speak this era."""
 
@@ -84,6 +102,10 @@ class _Known:
     whole: asyncio.Event
     stale: asyncio.Event
     why: str = ""
+
+    def tells_of(self, era: Era) -> bool:
+        """True when it is known whether the child speaks this era."""
+        return self.spoken is not None or era in self.chapters
 
 
 class Catalogues:
@@ -116,7 +138,7 @@ class Catalogues:
             return "plain"
         if server.translate:
             return era
-        supported = [modern.REVISION] if "modern" in spoken else list(SERVED)
+        supported = [modern.REVISION] if "modern" in spoken else list(HANDSHAKE)
         raise UnsupportedRevision(
             f"{server.name} speaks {', '.join(supported)} and is not translated (translate)",
             supported=supported,
@@ -134,21 +156,21 @@ class Catalogues:
                     await known.whole.wait()
         return self.chapter(server, era)
 
-    async def ready(self, server: ServerDefinition) -> None:
-        """Wait until a server was looked at, for a bounded time.
+    async def ready(self, server: ServerDefinition, era: Era) -> None:
+        """Wait until it is known whether a server speaks an era, for a bounded time.
 
         Raises:
             GatewayError: the era of its child is not known, and cannot be guessed.
         """
         known = self._known[server.name]
-        if known.spoken is not None:
+        if known.tells_of(era):
             return
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await known.first.wait()
         except TimeoutError:
             raise NotReady(f"{server.name} is being looked at for the first time") from None
-        if known.spoken is None:
+        if not known.tells_of(era):
             raise SessionEnded(f"{server.name} could not be started: {known.why}")
 
     def _hear(self, event: events.SessionEvent) -> None:
@@ -190,38 +212,46 @@ class Catalogues:
             await asyncio.sleep(AGAIN_S[in_vain])
 
     async def _look(self, server: ServerDefinition, known: _Known) -> bool:
-        """Learn what a server answers; return whether anything was learned."""
-        found = await self._learn_all(server, dict.fromkeys(_ERAS[server.era], "plain"))
-        if not found:
-            return False
-        if server.era == "auto":
+        """Learn what a server answers; return whether all of it was learned."""
+        runs: dict[Era, Face] = dict.fromkeys(_ERAS[server.era], "plain")
+        found, sure = await self._learn_all(server, runs)
+        if found and sure and server.era == "auto":
             known.spoken = frozenset(found)
         known.chapters = {**known.chapters, **found}
+        if not found or not sure:
+            return False
         known.first.set()
         if server.translate and server.catalogue:
-            faces: dict[Era, Face] = {era: era for era in OPENINGS if era not in found}
-            found |= await self._learn_all(server, faces)
+            translated: dict[Era, Face] = {era: era for era in OPENINGS if era not in found}
+            more, sure = await self._learn_all(server, translated)
+            found |= more
         known.chapters = found
-        return True
+        return sure
 
     async def _learn_all(
-        self, server: ServerDefinition, faces: Mapping[Era, Face]
-    ) -> dict[Era, Chapter]:
+        self, server: ServerDefinition, runs: Mapping[Era, Face]
+    ) -> tuple[dict[Era, Chapter], bool]:
+        """Return what several runs have learned, and whether none has failed."""
         async with asyncio.TaskGroup() as tasks:
-            runs = {
+            learning = {
                 era: tasks.create_task(self._learn(server, era, face), name=f"{era} {server.name}")
-                for era, face in faces.items()
+                for era, face in runs.items()
             }
-        chapters = {era: run.result() for era, run in runs.items()}
-        return {era: chapter for era, chapter in chapters.items() if chapter is not None}
+        told = {era: task.result() for era, task in learning.items()}
+        for era, face in runs.items():
+            if told[era] is _Outcome.BUSY:  # there was room for one at a time
+                told[era] = await self._learn(server, era, face)
+        chapters = {era: got for era, got in told.items() if isinstance(got, Chapter)}
+        doubtful = (_Outcome.BUSY, _Outcome.FAILED)
+        return chapters, not any(got in doubtful for got in told.values())
 
-    async def _learn(self, server: ServerDefinition, era: Era, face: Face) -> Chapter | None:
-        known, why = self._known[server.name], ""
+    async def _learn(self, server: ServerDefinition, era: Era, face: Face) -> "Chapter | _Outcome":
+        known, outcome = self._known[server.name], _Outcome.FAILED
         try:
-            run = await self._begin(server, era)
+            run = self._begin(server, era)
         except GatewayError as error:
             known.why = error.message
-            return None
+            return outcome
         session_id = run.live.record.session_id
         run.live.tied = True  # to this process, which is its client
         try:
@@ -229,7 +259,11 @@ class Catalogues:
             async with asyncio.timeout(run.live.lease.boot_s + ANSWER_S):
                 chapter = await run.chapter()
         except (_Refused, Unlearnable) as error:
-            why = str(error)
+            why, outcome = str(error), _Outcome.REFUSED
+        except ChildExited as error:  # some leave when they do not understand
+            why, outcome = error.message, _Outcome.REFUSED
+        except Busy as error:
+            why, outcome = error.message, _Outcome.BUSY
         except GatewayError as error:
             why = error.message
         except TimeoutError:
@@ -247,15 +281,13 @@ class Catalogues:
         self._manager.emit(
             events.NotLearned(session=session_id, server=server.name, era=era, why=why)
         )
-        return None
+        return outcome
 
-    async def _begin(self, server: ServerDefinition, era: Era) -> "_Run":
+    def _begin(self, server: ServerDefinition, era: Era) -> "_Run":
         if era == "legacy":
             _, owned = self._manager.open(server, PRINCIPAL, CLIENT["name"])
             return _LegacyRun(owned)
-        handle = secrets.token_urlsafe(12)
-        shared = await self._manager.share(server, PRINCIPAL, handle, CLIENT["name"])
-        return _ModernRun(shared)
+        return _ModernRun(self._manager.share_anew(server, PRINCIPAL, CLIENT["name"]))
 
 
 def _empty(server: ServerDefinition) -> _Known:
@@ -320,7 +352,7 @@ class _LegacyRun(_Run):
 
     async def _open(self) -> Raw:
         params: dict[str, object] = {
-            "protocolVersion": SERVED[0],
+            "protocolVersion": HANDSHAKE[0],
             "capabilities": {},
             "clientInfo": CLIENT,
         }

@@ -229,7 +229,7 @@ class Live:
                     epoch=self.epoch,
                     agent=hello.agent,
                     python=hello.python,
-                    boot_s=round(now - record.created, 3),
+                    boot_s=record.boot_s(now),
                 )
             )
             return

@@ -296,11 +296,22 @@ class Manager:
         if live is None or live.arriving:
             live = await self.directory.arrival(fingerprint, self._return_s(live))
         if live is None:
-            self._check_open()
-            live = self._make(fingerprint, server, principal, shared=True)
-            self._enter(live, client)
+            return self._share_anew(fingerprint, server, principal, client)
         if not isinstance(live, SharedLive):
             raise UnknownSession("a session of another kind has this name")
+        return live
+
+    def share_anew(self, server: ServerDefinition, principal: str, client: str) -> SharedLive:
+        """Return a session like `share`, with a handle that nobody else knows."""
+        fingerprint = SessionKeys.lease(server.name, principal, secrets.token_urlsafe(18))
+        return self._share_anew(fingerprint, server, principal, client)
+
+    def _share_anew(
+        self, fingerprint: str, server: ServerDefinition, principal: str, client: str
+    ) -> SharedLive:
+        self._check_open()
+        live = self._make_shared(fingerprint, server, principal)
+        self._enter(live, client)
         return live
 
     def _return_s(self, live: Live | None) -> float:
@@ -340,8 +351,12 @@ class Manager:
     def _make(
         self, fingerprint: str, server: ServerDefinition, principal: str, *, shared: bool
     ) -> Live:
-        if not shared:
-            return self._make_owned(fingerprint, server, principal)
+        make = self._make_shared if shared else self._make_owned
+        return make(fingerprint, server, principal)
+
+    def _make_shared(
+        self, fingerprint: str, server: ServerDefinition, principal: str
+    ) -> SharedLive:
         record, link, lease = self._facts(fingerprint, server, principal)
         timeout_s = server.call_timeout
         return SharedLive(
@@ -417,7 +432,7 @@ class Manager:
             return
         self.check_room(live)
         record.launch_id, record.face = secrets.token_hex(12), face
-        live.lease.launched = time.monotonic()
+        live.lease.launched = record.launched = time.monotonic()
         record.move(Step.LAUNCH)
         self.emit(
             events.Launching(

@@ -101,7 +101,7 @@ class Reception:
             capsule.fingerprint, server, capsule.principal, shared=capsule.kind == "shared"
         )
         record, now = live.record, time.monotonic()
-        record.created = live.lease.launched = now - age_s
+        record.created = record.launched = live.lease.launched = now - age_s
         record.state, record.launch_id, record.dyno_id = State.PARTED, launch_id, capsule.dyno_id
         live.lease.parted = live.lease.active = live.session.active = now
         live.fresh, live.epoch = True, capsule.epoch

@@ -94,6 +94,7 @@ class SessionRecord:
         principal: who may present it.
         server: what runs in the dyno.
         created: monotonic seconds.
+        launched: when its dyno was asked for, monotonic seconds; None as long as it has none.
         face: the era that the child is to show, see `dyno_agent.faces`.
         launch_id: public name of the attempt to get a dyno.
         dyno_id: the launcher's name of the dyno, once known.
@@ -105,10 +106,15 @@ class SessionRecord:
     server: ServerDefinition
     created: float
     state: State = State.REQUESTED
+    launched: float | None = None
     face: Face = "plain"
     launch_id: str = ""
     dyno_id: str | None = None
     calls: int = 0
+
+    def boot_s(self, now: float) -> float:
+        """Return how long the boot has taken, for the log."""
+        return round(now - (self.created if self.launched is None else self.launched), 3)
 
     def move(self, step: Step) -> bool:
         """Take a step; return whether the state changed.

@@ -88,8 +88,11 @@ def bound_to(method: str, params: Mapping[str, Raw]) -> str:
 
     Members are compared as they were written: a client repeats its own serialization.
     """
-    digest = hashlib.blake2b(method.encode(), digest_size=16)
+    parts: list[bytes | memoryview] = [method.encode()]
     for key in sorted(params.keys() - RETRY_KEYS):
-        digest.update(b"\0" + key.encode() + b"\0")
-        digest.update(memoryview(params[key]))
+        parts += (key.encode(), memoryview(params[key]))
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(b"%d:" % len(part))  # so that none runs into the next
+        digest.update(part)
     return digest.hexdigest()

@@ -217,7 +217,7 @@ class Session(ABC, Generic[S]):
                 self._tell(
                     events.Ready,
                     pid=number(report, "pid"),
-                    boot_s=round(now - self.record.created, 3),
+                    boot_s=self.record.boot_s(now),
                 )
                 return self.phase("the server starts")
             case "spawn_failed":

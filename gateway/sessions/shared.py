@@ -80,7 +80,8 @@ class SharedSession(Session[S]):
         self._listens: Correlation[S] = Correlation()
         self._bounds: dict[str | int, str] = {}
         self._held: dict[str | int, bytes] = {}
-        self._drawn = 0
+        self._acknowledged: set[str | int] = set()
+        self._drawn = self._drawn_held = 0
 
     @property
     def hydrating(self) -> bool:
@@ -119,7 +120,8 @@ class SharedSession(Session[S]):
             Busy: too many calls or listens, or the child does not read.
             MessageTooBig: with the ids that it gets it would be over the limit.
         """
-        call, line = self._call(asked, size, stream, now, word)
+        call, line = self._call(self._drawn + 1, asked, size, stream, now, word)
+        self._drawn += 1
         self.waits = False  # what it brings back is used up
         self._bounds[call.id] = bound_to(asked.method, asked.params)
         (self._listens if call.method == LISTEN else self._table).begin(call)
@@ -142,33 +144,40 @@ class SharedSession(Session[S]):
         Raises:
             Busy: see `request`.
         """
-        call, line = self._call(asked, size, stream, now, None)
+        key = f"held/{self._drawn_held + 1}"  # those of numbers are counted by frames
+        call, line = self._call(key, asked, size, stream, now, None)
+        self._drawn_held += 1
         self._listens.begin(call)
         self._held[call.id] = line
+        self._acknowledged.add(call.id)
         self.active = now
         return [Delivery(stream, acknowledged(asked, kinds))]
 
     def _call(
-        self, asked: Asked, size: int, stream: S, now: float, word: str | None
+        self,
+        key: str | int,
+        asked: Asked,
+        size: int,
+        stream: S,
+        now: float,
+        word: str | None,
     ) -> tuple[Call[S], bytes]:
         if asked.method == LISTEN and len(self._listens) >= MAX_LISTENS:
             raise Busy(f"more than {MAX_LISTENS} open {LISTEN} in this session")
         self._room_for_call()
-        drawn = self._drawn + 1
-        line = self._line(outgoing(asked, drawn, drawn, **_words(asked, word)))
+        line = self._line(outgoing(asked, key, key, **_words(asked, word)))
         call = Call(
-            id=drawn,
+            id=key,
             client_id=short(asked.id),
             method=asked.method,
             tool=asked.name,
             stream=stream,
             started=now,
             bytes_in=size,
-            token=None if asked.token is None else drawn,
+            token=None if asked.token is None else key,
             client_token=None if asked.token is None else short(asked.token),
             log_level=asked.log_level,
         )
-        self._drawn = drawn
         self.record.calls += 1
         self.record.move(Step.CALL)
         return call, line
@@ -198,10 +207,17 @@ class SharedSession(Session[S]):
         self._cancel(call.id)
         self._finished(call, "cancelled", 0, now)
 
+    def _over(self, key: str | int) -> str:
+        """Forget what was kept of a call; return what its words are bound to."""
+        self._held.pop(key, None)
+        self._acknowledged.discard(key)
+        return self._bounds.pop(key, "")
+
     def _cancel(self, key: str | int) -> None:
-        self._bounds.pop(key, None)
-        if self._held.pop(key, None) is not None and not self.started:
-            return  # the child never heard of it
+        unheard = key in self._held and not self.started
+        self._over(key)
+        if unheard:
+            return
         params = {"requestId": key, "reason": "its caller has left"}
         self.link.send(Channel.RPC, notification("notifications/cancelled", params))
 
@@ -240,7 +256,7 @@ class SharedSession(Session[S]):
         call = self._answer_of_child(envelope, message, now, table)
         if call is None:
             return []
-        bound = self._bounds.pop(call.id, "")
+        bound = self._over(call.id)
         if call.stream is None:
             return []
         raw = self._restored(envelope, call, bound)
@@ -293,8 +309,10 @@ class SharedSession(Session[S]):
         if call is None or call.stream is None or params is UNSET:
             self.chatter.drop(method, "it names no running call")
             return []
-        if method == ACKNOWLEDGED and call.id in self._held:
-            return []  # its caller has it from us
+        if method == ACKNOWLEDGED:
+            if call.id in self._held:
+                return []  # its caller has it from us
+            self._acknowledged.add(call.id)
         if method == "notifications/progress" and call.is_behind(progress_of(envelope)):
             return []
         told = rewrite_params(
@@ -312,7 +330,7 @@ class SharedSession(Session[S]):
         if call is None or call.stream is None:
             self.chatter.drop("notifications/cancelled", "it names no open listen")
             return []
-        self._bounds.pop(call.id, None)
+        self._over(call.id)
         self._finished(call, "ok", 0, now)
         return [Delivery(call.stream, complete_listen(call.client_id), last=True, message=message)]
 
@@ -331,12 +349,15 @@ class SharedSession(Session[S]):
     # Ends
 
     def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> list[Delivery[S]]:
-        """See `Session.fail`; a listen ends in good order instead."""
+        """See `Session.fail`; a listen that has begun ends in good order instead."""
         told = super().fail(error, now, all_calls=all_calls)
         for call in self._listens.calls:
             self._listens.forget(call.id)
-            self._bounds.pop(call.id, None)
-            if call.stream is not None:
+            begun = call.id in self._acknowledged
+            self._over(call.id)
+            if not begun:
+                told += self._answer_instead(call, error, now)
+            elif call.stream is not None:
                 told.append(Delivery(call.stream, complete_listen(call.client_id), last=True))
         return told
 

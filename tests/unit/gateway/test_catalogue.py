@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from gateway.eras.catalogue import (
-    HANDSHAKES,
     LISTS,
     MAX_LIST_BYTES,
     MAX_PAGES,
@@ -22,6 +21,7 @@ from gateway.eras.catalogue import (
     Unlearnable,
     wanted,
 )
+from gateway.eras.versions import HANDSHAKE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -258,8 +258,8 @@ def test_hints_for_caches_are_told_as_the_child_gave_them(hints: bytes) -> None:
     assert answer.endswith(b'"result":' + told + b"}")
 
 
-@pytest.mark.parametrize("own", HANDSHAKES)
-@pytest.mark.parametrize("requested", HANDSHAKES)
+@pytest.mark.parametrize("own", HANDSHAKE)
+@pytest.mark.parametrize("requested", HANDSHAKE)
 def test_client_gets_its_revision_unless_the_child_only_has_an_older_one(
     requested: str, own: str
 ) -> None:

@@ -14,7 +14,6 @@ from msgspec import Raw
 
 from gateway.eras import modern
 from gateway.eras.modern import (
-    HANDSHAKE,
     MAX_CLIENT_NAME,
     MAX_SHOWN,
     REMOVED,
@@ -34,6 +33,7 @@ from gateway.eras.modern import (
     rewrite_params,
     rewrite_result,
 )
+from gateway.eras.versions import HANDSHAKE
 from gateway.errors import (
     BadMessage,
     BadParams,

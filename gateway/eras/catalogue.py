@@ -46,6 +46,8 @@ _STRICTEST: Final = {"ttlMs": Raw(b"0"), "cacheScope": Raw(b'"private"')}
 _HINTS: Final = frozenset({*_STRICTEST, "_meta"})
 """Keys of a result that may change while what it says stays the same."""
 
+_KINDS: Final = ("tools", "prompts", "resources")
+
 _INTRODUCTION: Final = ("protocolVersion", "capabilities", "serverInfo", "instructions")
 """Keys of an `initialize` result that a client builds on."""
 
@@ -256,6 +258,14 @@ class Chapter:
             return _without_hints(ours) != _without_hints(theirs)
         except _UNREADABLE:
             return True
+
+    def changed(self, later: "Chapter") -> frozenset[str]:
+        """Return the kinds, of tools, prompts and resources, whose list a later chapter changes."""
+        if self.diverges(OPENINGS[self.era], later.opening):
+            return frozenset(_KINDS)
+        nothing = Raw(b"{}")
+        changed = (m for m in LISTS if self.diverges(m, later.lists.get(m, nothing)))
+        return frozenset(method.partition("/")[0] for method in changed)
 
     def tool(self, name: str) -> dict[str, Any] | None:
         """Return the tool of this name, decoded; None if there is none or it cannot be read."""

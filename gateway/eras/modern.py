@@ -30,7 +30,7 @@ from gateway.errors import (
     UnknownMethod,
     UnsupportedRevision,
 )
-from gateway.jsonrpc import Envelope, Kind, one_line
+from gateway.jsonrpc import Envelope, Kind, notification, one_line
 
 REVISION: Final = "2026-07-28"
 REVISION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
@@ -437,19 +437,30 @@ def lists_only(asked: Asked) -> bool:
     return asked.method == LISTEN and wanted is not None and wanted.keys() <= _CHANGES.keys()
 
 
-def acknowledged(asked: Asked, kinds: Collection[str]) -> bytes:
-    """Return what opens a `subscriptions/listen` that `lists_only`.
+def accepted(asked: Asked, kinds: Collection[str]) -> frozenset[str]:
+    """Return which kinds a `subscriptions/listen` that `lists_only` will hear of.
 
     Args:
         asked: the request.
         kinds: of tools, prompts and resources, those whose list may change.
     """
     wanted = _lenient(_FLAGS, asked.params.get("notifications")) or {}
-    accepted = {
-        key: True for key, kind in _CHANGES.items() if kind in kinds and wanted.get(key) is True
-    }
-    params = {"notifications": accepted, "_meta": {SUBSCRIPTION_KEY: asked.id}}
-    return msgspec.json.encode({"jsonrpc": "2.0", "method": ACKNOWLEDGED, "params": params})
+    return frozenset(
+        kind for key, kind in _CHANGES.items() if kind in kinds and wanted.get(key) is True
+    )
+
+
+def acknowledged(asked: Asked, kinds: Collection[str]) -> bytes:
+    """Return what opens a `subscriptions/listen` to the lists of these kinds."""
+    flags = {key: True for key, kind in _CHANGES.items() if kind in kinds}
+    params = {"notifications": flags, "_meta": {SUBSCRIPTION_KEY: asked.id}}
+    return notification(ACKNOWLEDGED, params)
+
+
+def list_changed(kind: str, request_id: str | int) -> bytes:
+    """Return what tells a `subscriptions/listen` of the list of this kind."""
+    meta = {SUBSCRIPTION_KEY: request_id}
+    return notification(f"notifications/{kind}/list_changed", {"_meta": meta})
 
 
 def complete_listen(request_id: str | int) -> bytes:

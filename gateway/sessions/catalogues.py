@@ -206,10 +206,21 @@ class Catalogues:
             known.first.set()
             known.whole.set()
             news = good and not _same(before, known.chapters)
+            self._tell(server, before)
             in_vain = 0 if news else min(in_vain + 1, len(AGAIN_S) - 1)
             if good:
                 await known.stale.wait()
             await asyncio.sleep(AGAIN_S[in_vain])
+
+    def _tell(self, server: ServerDefinition, before: Mapping[Era, Chapter]) -> None:
+        """Tell sessions without a dyno what is not as they were told."""
+        for live in self._manager.directory.dormant:
+            era: Era = "legacy" if isinstance(live, OwnedLive) else "modern"
+            chapter, earlier = self.chapter(server, era), before.get(era)
+            if live.record.server.name != server.name or chapter is None or earlier is None:
+                continue
+            if changed := earlier.changed(chapter):
+                live.perform(live.session.relearned(chapter, changed))
 
     async def _look(self, server: ServerDefinition, known: _Known) -> bool:
         """Learn what a server answers; return whether all of it was learned."""
@@ -391,12 +402,7 @@ def _same(before: Mapping[Era, Chapter], after: Mapping[Era, Chapter]) -> bool:
     """True when another look has found what was known."""
     if before.keys() != after.keys():
         return False
-    answers = ((era, method, raw) for era in after for method, raw in _answers(after[era]))
-    return not any(before[era].diverges(method, raw) for era, method, raw in answers)
-
-
-def _answers(chapter: Chapter) -> list[tuple[str, Raw]]:
-    return [(OPENINGS[chapter.era], chapter.opening), *chapter.lists.items()]
+    return not any(before[era].changed(chapter) for era, chapter in after.items())
 
 
 def _names_modern(opening: Raw) -> bool:

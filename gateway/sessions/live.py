@@ -409,12 +409,11 @@ class SharedLive(Live):
     session: SharedSession[Outbox]
 
     def perform(self, deliveries: list[Delivery[Outbox]]) -> None:
-        """Put deliveries into their outboxes; who lets too much lie there does not stop others."""
+        """Put deliveries into their outboxes; who lets too much lie there is cut off."""
         super().perform(deliveries)
         for delivery in deliveries:
             outbox = delivery.stream
             if outbox.waiting_bytes > OUTBOX_BYTES and not outbox.closed:
                 outbox.overrun = True
                 outbox.close()
-                for item in outbox.rest():
-                    self._give_back(item)
+                self.drop_outbox(outbox)

@@ -88,6 +88,13 @@ class Overture:
         """True for a notification that need not wake a child."""
         return not self.started and envelope.method_name in NOT_FOR_THE_CHILD
 
+    def relearn(self, chapter: Chapter, changed: frozenset[str]) -> list[str]:
+        """Tell from a later chapter; return the kinds that the client was told otherwise."""
+        if self.started or self._chapter is None or chapter.negotiated(self._told) != self._told:
+            return []
+        self._chapter = chapter
+        return sorted(changed & {method.partition("/")[0] for method in self._lists})
+
     def start(self) -> list[bytes]:
         """Return what the child must hear before anything else."""
         self.started = True

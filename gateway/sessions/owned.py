@@ -11,6 +11,7 @@ from msgspec import UNSET
 from dyno_agent.link import Endpoint, Message
 from dyno_agent.link.resumption import JournalPage, digest, id_of, label
 from gateway import events
+from gateway.eras.catalogue import Chapter
 from gateway.eras.correlation import Call
 from gateway.errors import BadMessage, GatewayError, SessionEnded
 from gateway.jsonrpc import Envelope, Kind, error_response, notification, params_of, peek
@@ -182,9 +183,19 @@ class OwnedSession(Session[S]):
         for line in heard.to_child:
             self._forward(line, now)
         self.contradicts |= bool(heard.changed)
-        self._notices += [
-            notification(f"notifications/{kind}/list_changed") for kind in heard.changed
-        ]
+        return self._tell_changed(heard.changed)
+
+    def relearned(self, chapter: Chapter, changed: frozenset[str]) -> list[Delivery[S]]:
+        """See `Session.relearned`."""
+        if self.overture is None:
+            return []
+        return self._tell_changed(self.overture.relearn(chapter, changed))
+
+    def _tell_changed(self, kinds: list[str]) -> list[Delivery[S]]:
+        for kind in kinds:
+            raw = notification(f"notifications/{kind}/list_changed")
+            if raw not in self._notices:
+                self._notices.append(raw)
         return self._flush_notices()
 
     def _flush_notices(self) -> list[Delivery[S]]:

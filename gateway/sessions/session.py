@@ -13,6 +13,7 @@ from msgspec import UNSET
 from dyno_agent.link import Channel, Endpoint, Message
 from dyno_agent.link.resumption import MAX_ID, JournalPage
 from gateway import events
+from gateway.eras.catalogue import Chapter
 from gateway.eras.correlation import MAX_CALLS, Call, Correlation
 from gateway.errors import BadMessage, Busy, GatewayError, MessageTooBig
 from gateway.jsonrpc import Envelope, error_response, notification, one_line
@@ -102,6 +103,15 @@ class Session(ABC, Generic[S]):
     @abstractmethod
     def stream_gone(self, stream: S, now: float) -> None:
         """The client hung up on this stream."""
+
+    @abstractmethod
+    def relearned(self, chapter: Chapter, changed: frozenset[str]) -> list[Delivery[S]]:
+        """The catalogue tells something else from now on; only before there is a dyno.
+
+        Args:
+            chapter: what it tells.
+            changed: kinds, of tools, prompts and resources, whose list is another.
+        """
 
     @abstractmethod
     def flush(self) -> list[Delivery[S]]:

@@ -12,14 +12,17 @@ from msgspec import UNSET
 from dyno_agent.link import Channel, Endpoint, Message
 from dyno_agent.link.resumption import JournalPage
 from gateway import events
+from gateway.eras.catalogue import Chapter
 from gateway.eras.correlation import Call, Correlation
 from gateway.eras.modern import (
     ACKNOWLEDGED,
     LISTEN,
     Asked,
     ParamsHead,
+    accepted,
     acknowledged,
     complete_listen,
+    list_changed,
     outgoing,
     passed_on,
     peek_params,
@@ -80,6 +83,7 @@ class SharedSession(Session[S]):
         self._listens: Correlation[S] = Correlation()
         self._bounds: dict[str | int, str] = {}
         self._held: dict[str | int, bytes] = {}
+        self._kinds: dict[str | int, frozenset[str]] = {}
         self._acknowledged: set[str | int] = set()
         self._drawn = self._drawn_held = 0
 
@@ -149,9 +153,19 @@ class SharedSession(Session[S]):
         self._drawn_held += 1
         self._listens.begin(call)
         self._held[call.id] = line
+        self._kinds[call.id] = accepted(asked, kinds)
         self._acknowledged.add(call.id)
         self.active = now
-        return [Delivery(stream, acknowledged(asked, kinds))]
+        return [Delivery(stream, acknowledged(asked, self._kinds[call.id]))]
+
+    def relearned(self, chapter: Chapter, changed: frozenset[str]) -> list[Delivery[S]]:
+        """See `Session.relearned`: who listens to a list hears that it has changed."""
+        return [
+            Delivery(call.stream, list_changed(kind, call.client_id))
+            for call in self._listens.calls
+            for kind in sorted(changed & self._kinds.get(call.id, frozenset()))
+            if call.stream is not None and not self.started
+        ]
 
     def _call(
         self,
@@ -210,6 +224,7 @@ class SharedSession(Session[S]):
     def _over(self, key: str | int) -> str:
         """Forget what was kept of a call; return what its words are bound to."""
         self._held.pop(key, None)
+        self._kinds.pop(key, None)
         self._acknowledged.discard(key)
         return self._bounds.pop(key, "")
 

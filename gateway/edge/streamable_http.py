@@ -196,8 +196,12 @@ class StreamableHttp:
         return self._manager.open(caller.server, caller.principal, "")
 
     async def open_heard(self, live: OwnedLive, envelope: Envelope) -> None:
-        """Take the `initialize` of such a client."""
+        """Take the `initialize` of such a client; another one is the child's to judge."""
+        if live.record.launch_id or live.session.overture is not None:
+            return
         opening, chapter = await self._opening(live.record.server, envelope)
+        if live.record.over:
+            raise SessionEnded("the session ended before this request was taken")
         if chapter is not None:
             live.session.overture = Overture(opening, chapter)
         self._begin(live, chapter)
@@ -307,22 +311,18 @@ class StreamableHttp:
             raise BadMessage(f"MCP {revision} has no batches: send one message per POST")
         if not isinstance(target, OwnedLive):
             raise target
+        batch = [(envelope := peek(raw), envelope.kind, raw) for raw in members]
         await target.room()
         live, key = target, request.headers[SESSION_HEADER]
-        outbox = live.open_outbox("batch", answers=len(members))
+        if live.record.over:
+            raise SessionEnded("the session ended before this batch was taken")
+        requests = sum(kind is Kind.REQUEST for _, kind, _ in batch)
+        outbox = live.open_outbox("batch", answers=requests)
         try:
-            ordinal, requests = 0, 0
-            for raw in members:
-                envelope = peek(raw)
-                if envelope.kind is Kind.REQUEST:
-                    requests += 1
-                    self._batched(live, envelope, raw, outbox)
-                else:
-                    ordinal = self.hand_over(live, envelope, raw, time.monotonic()) or ordinal
-            outbox.answers = requests
+            ordinals = [self._batched(live, envelope, raw, outbox) for envelope, _, raw in batch]
             taken = Taken(live, key)
             if not requests:
-                await self._confirm(live, ordinal)
+                await self._confirm(live, max(ordinals))
                 return web.Response(status=202, headers=taken.headers())
             await outbox.until_complete(COMMIT_S)
             reply = Reply(request, live, outbox, taken.headers, _status)
@@ -332,19 +332,29 @@ class StreamableHttp:
         finally:
             live.drop_outbox(outbox)
 
-    def _batched(self, live: OwnedLive, envelope: Envelope, raw: bytes, outbox: Outbox) -> None:
-        """Take one request of a batch; one that is refused spoils no other."""
+    def _batched(self, live: OwnedLive, envelope: Envelope, raw: bytes, outbox: Outbox) -> int:
+        """Take one message of a batch; one that is refused spoils no other.
+
+        Returns:
+            Its ordinal on the link; 0 for one that does not go there.
+        """
+        asks = envelope.kind is Kind.REQUEST
         try:
+            if not asks:
+                return self.hand_over(live, envelope, raw, time.monotonic())
             if opens_session(envelope):
                 raise BadMessage("`initialize` may not be part of a batch")
             at_once = live.session.at_once(envelope, len(raw), time.monotonic())
             if at_once is None:
-                self.call(live, envelope, raw, outbox)
-            else:
-                outbox.put(Delivery(outbox, at_once, last=True))
+                return self.call(live, envelope, raw, outbox)
+            outbox.put(Delivery(outbox, at_once, last=True))
         except GatewayError as error:
-            refused = error_response(envelope.request_id, error)
-            outbox.put(Delivery(outbox, refused, last=True, error=error))
+            if asks:
+                refused = error_response(envelope.request_id, error)
+                outbox.put(Delivery(outbox, refused, last=True, error=error))
+            else:
+                live.session.chatter.drop(envelope.method_name or "response", error.reason)
+        return 0
 
     # GET and DELETE
 

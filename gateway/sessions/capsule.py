@@ -26,6 +26,7 @@ class Capsule(msgspec.Struct, frozen=True):
         epoch: number of the attachment that it was handed out on.
         dyno_id: the launcher's name of the dyno, if it was known.
         kind: whether the child has one client or several callers.
+        session_id: its public name.
     """
 
     launch_id: str
@@ -38,3 +39,4 @@ class Capsule(msgspec.Struct, frozen=True):
     epoch: int
     dyno_id: str | None = None
     kind: Literal["owned", "shared"] = "owned"
+    session_id: str = ""

@@ -343,6 +343,8 @@ class _Run(ABC):
 
     async def _ask(self, method: str, params: dict[str, object]) -> Raw:
         self._asked += 1
+        if self.live.record.over:
+            raise SessionEnded("the throw-away run was ended")
         outbox = self.live.open_outbox(f"i{self._asked}")
         try:
             self._send(method, params, outbox)

@@ -168,7 +168,7 @@ class Dynos:
         if live.attached:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEAVE_S):
-                    if live.session.ending is None:
+                    if live.session.child_runs:
                         live.ask_to_stop()
                     await live.gone.wait()
         self._desk.forget(record.launch_id)

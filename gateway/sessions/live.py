@@ -123,7 +123,7 @@ class Live:
         self._wake_if_news()
 
     def _give_back(self, item: Item) -> None:
-        if not item.stream.continued:
+        if item.notice or not item.stream.continued:
             self.session.undelivered(item)
         elif item.message is not None:
             self.session.link.consumed(item.message)
@@ -377,8 +377,9 @@ class OwnedLive(Live):
         Returns:
             Its ordinal on the link.
         """
-        ordinal, outbox.since = self.session.request(envelope, raw, outbox, now)
-        if not outbox.since:
+        ordinal, since = self.session.request(envelope, raw, outbox, now)
+        outbox.since = since or 0
+        if since is None:
             self._supersede(outbox, continued=True)
         return ordinal
 

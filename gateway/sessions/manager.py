@@ -349,31 +349,41 @@ class Manager:
             raise Busy("this gateway is shutting down; try again in a moment")
 
     def _make(
-        self, fingerprint: str, server: ServerDefinition, principal: str, *, shared: bool
+        self,
+        fingerprint: str,
+        server: ServerDefinition,
+        principal: str,
+        session_id: str,
+        *,
+        shared: bool,
     ) -> Live:
         make = self._make_shared if shared else self._make_owned
-        return make(fingerprint, server, principal)
+        return make(fingerprint, server, principal, session_id)
 
     def _make_shared(
-        self, fingerprint: str, server: ServerDefinition, principal: str
+        self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str = ""
     ) -> SharedLive:
-        record, link, lease = self._facts(fingerprint, server, principal)
+        # Its fingerprint is the same in each of its lives; its name tells them apart.
+        session_id = session_id or f"s-{secrets.token_hex(6)}"
+        record, link, lease = self._facts(fingerprint, server, principal, session_id)
         timeout_s = server.call_timeout
         return SharedLive(
             SharedSession(record, link, self.emit, timeout_s, self.seals), lease, self.emit
         )
 
-    def _make_owned(self, fingerprint: str, server: ServerDefinition, principal: str) -> OwnedLive:
-        record, link, lease = self._facts(fingerprint, server, principal)
+    def _make_owned(
+        self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str = ""
+    ) -> OwnedLive:
+        session_id = session_id or SessionKeys.public_id(fingerprint)
+        record, link, lease = self._facts(fingerprint, server, principal, session_id)
         return OwnedLive(
             OwnedSession(record, link, self.emit, server.call_timeout), lease, self.emit
         )
 
     def _facts(
-        self, fingerprint: str, server: ServerDefinition, principal: str
+        self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str
     ) -> tuple[SessionRecord, Endpoint, Lease]:
         now = time.monotonic()
-        session_id = SessionKeys.public_id(fingerprint)
         lease = Lease(
             launched=None,
             boot_s=server.boot_timeout or self._dynos.boot_timeout_s,

@@ -23,9 +23,7 @@ PREFIX = "rendezvous/"
 LEVEL_BYTES = 1024
 """Largest params of a `logging/setLevel` that are kept until the child starts."""
 
-NOT_FOR_THE_CHILD = frozenset(
-    {"notifications/initialized", "notifications/cancelled", "notifications/roots/list_changed"}
-)
+NOT_FOR_THE_CHILD = frozenset({"notifications/cancelled", "notifications/roots/list_changed"})
 """Notifications that mean nothing to a child that has not started."""
 
 _CURSOR = msgspec.json.Decoder(dict[str, Raw])
@@ -65,7 +63,8 @@ class Overture:
         self._told = opening.told
         self._lists: dict[str, Pages] = {}
         self._level: Raw | None = None
-        self._asked: dict[str, str] = {}
+        self._asked: dict[str | int, str] = {}
+        self._drawn = 0
 
     def answer(self, envelope: Envelope) -> bytes | None:
         """Answer a request without the child; None if only the child can."""
@@ -85,7 +84,9 @@ class Overture:
         return answer
 
     def swallows(self, envelope: Envelope) -> bool:
-        """True for a notification that need not wake a child."""
+        """True for a notification that the child need not hear, or has heard from us."""
+        if envelope.method == "notifications/initialized":
+            return True
         return not self.started and envelope.method_name in NOT_FOR_THE_CHILD
 
     def relearn(self, chapter: Chapter, changed: frozenset[str]) -> list[str]:
@@ -107,9 +108,14 @@ class Overture:
         return said
 
     def _ask(self, method: str, params: Raw | UnsetType | Mapping[str, str] = UNSET) -> bytes:
-        key = f"{PREFIX}{len(self._asked) + 1}"
+        self._drawn += 1
+        key = f"{PREFIX}{self._drawn}"
         self._asked[key] = method
         return request(key, method, params)
+
+    def uses(self, request_id: str | int) -> bool:
+        """True for the id of a request of the gateway's own that is not answered yet."""
+        return request_id in self._asked
 
     def awaits(self, envelope: Envelope) -> bool:
         """True for the answer to a request of the gateway's own."""
@@ -117,10 +123,7 @@ class Overture:
 
     def take(self, envelope: Envelope) -> Heard:
         """Compare an answer with what the client was told; only if it is awaited."""
-        key = str(envelope.id)
-        method, self._asked[key] = self._asked[key], ""
-        if not method:
-            return Heard()  # a second answer to one request
+        method = self._asked.pop(envelope.request_id)
         if method == "initialize":
             return self._compare_opening(envelope)
         if method == "logging/setLevel":

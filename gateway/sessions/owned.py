@@ -13,7 +13,7 @@ from dyno_agent.link.resumption import JournalPage, digest, id_of, label
 from gateway import events
 from gateway.eras.catalogue import Chapter
 from gateway.eras.correlation import Call
-from gateway.errors import BadMessage, GatewayError, SessionEnded
+from gateway.errors import BadMessage, DuplicateId, GatewayError, SessionEnded
 from gateway.jsonrpc import Envelope, Kind, error_response, notification, params_of, peek
 from gateway.sessions.delivery import Delivery, Ending
 from gateway.sessions.overture import Heard, Overture
@@ -65,7 +65,9 @@ class OwnedSession(Session[S]):
         """
         return label(short(envelope.request_id))
 
-    def request(self, envelope: Envelope, raw: bytes, stream: S, now: float) -> tuple[int, int]:
+    def request(
+        self, envelope: Envelope, raw: bytes, stream: S, now: float
+    ) -> tuple[int, int | None]:
         """Take a request; its answer will be a delivery to `stream`.
 
         A request that is sent again because its connection broke is not made again: the stream
@@ -73,7 +75,7 @@ class OwnedSession(Session[S]):
 
         Returns:
             The request's ordinal on the link, see `Endpoint.send`; and the position at which its
-            stream begins.
+            stream begins, None if it goes on with that of the first.
 
         Raises:
             BadMessage: an id or progress token that is too long to be carried along.
@@ -84,6 +86,8 @@ class OwnedSession(Session[S]):
         line = self._line(raw)
         params = params_of(envelope)
         request_id = short(envelope.request_id)
+        if self.overture is not None and self.overture.uses(request_id):
+            raise DuplicateId(f"request id {request_id!r} is in use by the gateway")
         call = Call(
             id=request_id,
             client_id=request_id,
@@ -99,7 +103,7 @@ class OwnedSession(Session[S]):
         repeated = self._table.repeated(call)
         if repeated is not None:
             self.routing.repeat(call)
-            return repeated.ordinal, 0
+            return repeated.ordinal, None
         self._table.begin(call)
         self.record.calls += 1
         self.record.move(Step.CALL)

@@ -19,7 +19,13 @@ class Make(Protocol):
     """Makes a session from its facts."""
 
     def __call__(
-        self, fingerprint: str, server: ServerDefinition, principal: str, *, shared: bool
+        self,
+        fingerprint: str,
+        server: ServerDefinition,
+        principal: str,
+        session_id: str,
+        *,
+        shared: bool,
     ) -> Live:
         """Return one that nobody knows yet."""
         ...
@@ -98,7 +104,11 @@ class Reception:
         ):
             raise TokenRefused
         live = self._make(
-            capsule.fingerprint, server, capsule.principal, shared=capsule.kind == "shared"
+            capsule.fingerprint,
+            server,
+            capsule.principal,
+            capsule.session_id,
+            shared=capsule.kind == "shared",
         )
         record, now = live.record, time.monotonic()
         record.created = record.launched = live.lease.launched = now - age_s
@@ -130,5 +140,6 @@ class Reception:
             epoch=live.epoch,
             dyno_id=record.dyno_id,
             kind="shared" if isinstance(live, SharedLive) else "owned",
+            session_id=record.session_id,
         )
         return live.welcome(hello, self._sealer.seal(capsule))

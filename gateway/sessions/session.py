@@ -68,6 +68,11 @@ class Session(ABC, Generic[S]):
         """How many calls run."""
         return len(self._table)
 
+    @property
+    def child_runs(self) -> bool:
+        """True as long as nobody has said that the child is gone, or never was."""
+        return self.ending is None or self.ending.reason is Reason.INITIALIZE_FAILED
+
     # What the kinds decide
 
     @property

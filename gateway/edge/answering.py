@@ -5,6 +5,7 @@ It knows connections that break and clients that do not read, and nothing of wha
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -104,6 +105,7 @@ class Reply:
         """
         response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers()})
         outbox = self.outbox
+        outbox.cut = functools.partial(cut, self.request)
         try:
             await response.prepare(self.request)
             await write(response, opening)
@@ -114,8 +116,6 @@ class Reply:
                         await write_event(response, item, outbox)
                 if item.last and outbox.ended():
                     break
-            if outbox.overrun:
-                cut(self.request)
             await response.write_eof()
         except ConnectionResetError:
             return response  # the client hung up; what that means is the session's business

@@ -99,8 +99,8 @@ class LegacySse:
             else:
                 live.perform([Delivery(outbox, at_once, last=True)])
         except GatewayError as error:
-            if live.record.over:
-                raise  # there is no stream to tell it on
+            if live not in self._streams:
+                raise  # there is nothing to tell it on
             refused = error_response(envelope.request_id, error)
             live.perform([Delivery(outbox, refused, last=True, error=error)])
         return _accepted()

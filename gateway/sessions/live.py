@@ -415,6 +415,7 @@ class SharedLive(Live):
         for delivery in deliveries:
             outbox = delivery.stream
             if outbox.waiting_bytes > OUTBOX_BYTES and not outbox.closed:
-                outbox.overrun = True
                 outbox.close()
                 self.drop_outbox(outbox)
+                if outbox.cut is not None:
+                    outbox.cut()  # what it was reading is given back as well, and all others go on

@@ -416,8 +416,11 @@ class Manager:
         """Make sure that a session has a dyno or may get one.
 
         Raises:
+            Restarting: it has ended, or is handed over; the next request finds another one.
             Busy: see `launch`.
         """
+        if live.record.over or live.handed_over:
+            raise Restarting("the session has just ended; send the request again")
         if live.record.state is not State.REQUESTED:
             return
         dynos = self.sessions - len(self.directory.dormant)

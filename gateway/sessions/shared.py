@@ -126,7 +126,8 @@ class SharedSession(Session[S]):
         """
         call, line = self._call(self._drawn + 1, asked, size, stream, now, word)
         self._drawn += 1
-        self.waits = False  # what it brings back is used up
+        if asked.request_state is not None:
+            self.waits = False  # its question is answered; a task goes on
         self._bounds[call.id] = bound_to(asked.method, asked.params)
         (self._listens if call.method == LISTEN else self._table).begin(call)
         self._forward(line, now)

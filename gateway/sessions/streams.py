@@ -7,10 +7,13 @@ credit window bounds it, and a client that does not read stops its own child and
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 
 from gateway.sessions.delivery import Delivery
 
 Item = Delivery["Outbox"]
+
+Cut = Callable[[], None]
 
 
 class Outbox:
@@ -26,7 +29,7 @@ class Outbox:
         numbered: its events have ids, so that a client can come back.
         closed: nothing will be added any more.
         continued: another stream goes on where this one stands, and brings what lies here.
-        overrun: its client left too much unread, and is to be cut off.
+        cut: drops the connection of a client that leaves too much unread; set by its handler.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Outbox:
         self.numbered = answers == 1
         self.answers = answers
         self.continued = False
-        self.overrun = False
+        self.cut: Cut | None = None
         self._items: deque[Item] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()

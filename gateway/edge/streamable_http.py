@@ -197,11 +197,11 @@ class StreamableHttp:
 
     async def open_heard(self, live: OwnedLive, envelope: Envelope) -> None:
         """Take the `initialize` of such a client; another one is the child's to judge."""
-        if live.record.launch_id or live.session.overture is not None:
-            return
         opening, chapter = await self._opening(live.record.server, envelope)
         if live.record.over:
             raise SessionEnded("the session ended before this request was taken")
+        if live.record.launch_id or live.session.overture is not None:
+            return
         if chapter is not None:
             live.session.overture = Overture(opening, chapter)
         self._begin(live, chapter)

@@ -269,7 +269,7 @@ class Catalogues:
             self._manager.launch(run.live, face)
             async with asyncio.timeout(run.live.lease.boot_s + ANSWER_S):
                 chapter = await run.chapter()
-        except (_Refused, Unlearnable) as error:
+        except _Refused as error:
             why, outcome = str(error), _Outcome.REFUSED
         except ChildExited as error:  # some leave when they do not understand
             why, outcome = error.message, _Outcome.REFUSED
@@ -316,22 +316,26 @@ class _Run(ABC):
         self._asked = 0
 
     async def chapter(self) -> Chapter:
-        """Ask for everything that a chapter holds.
+        """Ask for everything that a chapter holds; a list that cannot be had is left to children.
 
         Raises:
             _Refused: the child does not speak this era.
-            Unlearnable: its answers are not those of an MCP server, or too long.
             GatewayError: it could not be asked.
         """
         opening = await self._open()
-        lists: dict[str, Raw] = {}
+        chapter = Chapter(self.era, opening, {}, time.monotonic())
         for method in wanted(opening):
-            pages = Pages(method)
-            cursor = pages.add(await self._ask(method, {}))
-            while cursor is not None:
-                cursor = pages.add(await self._ask(method, {"cursor": cursor}))
-            lists[method] = pages.merged()
-        return Chapter(self.era, opening, lists, time.monotonic())
+            with contextlib.suppress(_Refused, Unlearnable):
+                lists = {**chapter.lists, method: await self._list(method)}
+                chapter = Chapter(self.era, opening, lists, chapter.learned)
+        return chapter
+
+    async def _list(self, method: str) -> Raw:
+        pages = Pages(method)
+        cursor = pages.add(await self._ask(method, {}))
+        while cursor is not None:
+            cursor = pages.add(await self._ask(method, {"cursor": cursor}))
+        return pages.merged()
 
     @abstractmethod
     async def _open(self) -> Raw:

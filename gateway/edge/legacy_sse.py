@@ -63,7 +63,7 @@ class LegacySse:
         intake.check_accept(request.headers, intake.SSE)
         key, live = self._legacy.open_unheard(caller)
         live.tied = True
-        outbox = live.open_outbox(answers=None)
+        outbox = live.open_outbox(answers=None, numbered=False)
         live.listen(outbox, None)
         self._streams[live] = outbox
         path = request.path.removesuffix("/sse")

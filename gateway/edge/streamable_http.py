@@ -317,7 +317,7 @@ class StreamableHttp:
         if live.record.over:
             raise SessionEnded("the session ended before this batch was taken")
         requests = sum(kind is Kind.REQUEST for _, kind, _ in batch)
-        outbox = live.open_outbox("batch", answers=requests)
+        outbox = live.open_outbox("batch", answers=requests, numbered=False)
         try:
             ordinals = [self._batched(live, envelope, raw, outbox) for envelope, _, raw in batch]
             taken = Taken(live, key)

@@ -236,7 +236,7 @@ class Catalogues:
             translated: dict[Era, Face] = {era: era for era in OPENINGS if era not in found}
             more, sure = await self._learn_all(server, translated)
             found |= more
-        known.chapters = found
+        known.chapters = found if sure else {**known.chapters, **found}
         return sure
 
     async def _learn_all(
@@ -251,6 +251,7 @@ class Catalogues:
         told = {era: task.result() for era, task in learning.items()}
         for era, face in runs.items():
             if told[era] is _Outcome.BUSY:  # there was room for one at a time
+                await self._manager.closed()
                 told[era] = await self._learn(server, era, face)
         chapters = {era: got for era, got in told.items() if isinstance(got, Chapter)}
         doubtful = (_Outcome.BUSY, _Outcome.FAILED)

@@ -93,11 +93,21 @@ class Live:
     # Client streams
 
     def open_outbox(
-        self, label: str = "", *, resumable: bool = False, answers: int | None = 1
+        self,
+        label: str = "",
+        *,
+        resumable: bool = False,
+        answers: int | None = 1,
+        numbered: bool = True,
     ) -> Outbox:
         """Return a new outbox that ends with the session. See `Outbox`."""
-        since = self.session.position
-        outbox = Outbox(label, since=since, resumable=resumable, answers=answers)
+        outbox = Outbox(
+            label,
+            since=self.session.position,
+            resumable=resumable,
+            answers=answers,
+            numbered=numbered,
+        )
         self._outboxes.add(outbox)
         return outbox
 
@@ -379,7 +389,7 @@ class OwnedLive(Live):
         """
         ordinal, since = self.session.request(envelope, raw, outbox, now)
         outbox.since = since or 0
-        if since is None:
+        if since is None and outbox.numbered:
             self._supersede(outbox, continued=True)
         return ordinal
 

@@ -469,6 +469,10 @@ class Manager:
         live.fail(error, time.monotonic())
         self._dynos.close(live, reason, error, self._tasks)
 
+    async def closed(self) -> None:
+        """Wait until the sessions that are being closed have given their dynos back, or long."""
+        await self._dynos.closed(DRAIN_S)
+
     # For agents
 
     def recognise(self, credential: str, capsule: str) -> Live:
@@ -530,7 +534,7 @@ class Manager:
                 Reason.DRAINED,
                 SessionEnded("the gateway is shutting down; send `initialize` again in a moment"),
             )
-        await self._dynos.closed(DRAIN_S)
+        await self.closed()
 
     async def _hand_over(self) -> None:
         """Leave the sessions to the next process.

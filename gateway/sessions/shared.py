@@ -322,6 +322,8 @@ class SharedSession(Session[S]):
             call = self._listens.get(head.subscription_id)
         elif method == "notifications/progress":
             call = self._table.by_token(head.progress_token)
+        if call is not None and head.progress_token is not None and call.client_token is None:
+            call = None  # a token that nobody gave it
         if call is None or call.stream is None or params is UNSET:
             self.chatter.drop(method, "it names no running call")
             return []

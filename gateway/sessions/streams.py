@@ -24,9 +24,9 @@ class Outbox:
         since: position at which the stream begins.
         resumable: its client comes back for the rest if it ends early.
         answers: how many answers end the stream; None if it outlives them all.
+        numbered: its events have ids, so that a client can come back.
 
     Attributes:
-        numbered: its events have ids, so that a client can come back.
         closed: nothing will be added any more.
         continued: another stream goes on where this one stands, and brings what lies here.
         cut: drops the connection of a client that leaves too much unread; set by its handler.
@@ -39,11 +39,12 @@ class Outbox:
         since: int = 0,
         resumable: bool = False,
         answers: int | None = 1,
+        numbered: bool = True,
     ) -> None:
         self.label = label
         self.since = since
         self.resumable = resumable
-        self.numbered = answers == 1
+        self.numbered = numbered
         self.answers = answers
         self.continued = False
         self.cut: Cut | None = None

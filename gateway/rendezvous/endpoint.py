@@ -89,6 +89,14 @@ class Rendezvous:
             await socket.prepare(request)
         except ValueError:
             raise web.HTTPBadRequest(text="Sec-WebSocket-Key is no key") from None
+        except ConnectionError:
+            return socket  # it has hung up meanwhile, and dials again
+        await self._attach(live, credential, request, socket)
+        return socket
+
+    async def _attach(
+        self, live: Live, credential: str, request: web.Request, socket: web.WebSocketResponse
+    ) -> None:
         attachment = SocketAttachment(request, socket)
         try:
             if await self._shake_hands(live, credential, socket, attachment):
@@ -107,7 +115,6 @@ class Rendezvous:
                 self._manager.breach(live, f"WebSocket error {broken.code}: {broken}")
             cause = f"close code {socket.close_code}" if socket.close_code else "connection lost"
             live.part(attachment, cause, time.monotonic())
-        return socket
 
     async def _shake_hands(
         self,

@@ -82,6 +82,7 @@ class SharedSession(Session[S]):
         self._seals = seals
         self._listens: Correlation[S] = Correlation()
         self._bounds: dict[str | int, str] = {}
+        self._tasks: dict[str | int, tuple[str, str]] = {}
         self._held: dict[str | int, bytes] = {}
         self._kinds: dict[str | int, frozenset[str]] = {}
         self._acknowledged: set[str | int] = set()
@@ -129,6 +130,8 @@ class SharedSession(Session[S]):
         if asked.request_state is not None:
             self.waits = False  # its question is answered; a task goes on
         self._bounds[call.id] = bound_to(asked.method, asked.params)
+        if word is not None and asked.name is not None and asked.method.startswith("tasks/"):
+            self._tasks[call.id] = word, asked.name
         (self._listens if call.method == LISTEN else self._table).begin(call)
         self._forward(line, now)
 
@@ -225,6 +228,7 @@ class SharedSession(Session[S]):
     def _over(self, key: str | int) -> str:
         """Forget what was kept of a call; return what its words are bound to."""
         self._held.pop(key, None)
+        self._tasks.pop(key, None)
         self._kinds.pop(key, None)
         self._acknowledged.discard(key)
         return self._bounds.pop(key, "")
@@ -272,15 +276,18 @@ class SharedSession(Session[S]):
         call = self._answer_of_child(envelope, message, now, table)
         if call is None:
             return []
+        word, text = self._tasks.get(call.id, ("", ""))
         bound = self._over(call.id)
         if call.stream is None:
             return []
-        raw = self._restored(envelope, call, bound)
+        raw = self._restored(envelope, call, bound, {word: text})
         code, _ = error_of(envelope)
         return [Delivery(call.stream, raw, last=True, message=message, code=code)]
 
-    def _restored(self, envelope: Envelope, call: Call[S], bound: str) -> bytes:
-        """Return an answer as its caller shall read it."""
+    def _restored(
+        self, envelope: Envelope, call: Call[S], bound: str, tasks: dict[str, str]
+    ) -> bytes:
+        """Return an answer as its caller shall read it; a task that it asked for keeps its id."""
         if envelope.result is UNSET:
             return restored(envelope, call.client_id)
         head = peek_result(envelope.result)
@@ -291,7 +298,7 @@ class SharedSession(Session[S]):
             envelope.result,
             request_state=self._sealed("requestState", head.request_state, bound),
             next_cursor=self._sealed("cursor", head.next_cursor, call.method),
-            task_id=self._sealed("taskId", head.task_id, ""),
+            task_id=tasks.get(head.task_id or "") or self._sealed("taskId", head.task_id, ""),
             subscription_id=None if head.subscription_id is None else call.client_id,
         )
         return restored(envelope, call.client_id, result)

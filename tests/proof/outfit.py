@@ -104,7 +104,9 @@ class Outfit:
 
     async def __aenter__(self) -> Self:
         """Open the proxy and start the gateway."""
-        entry = {"command": sys.executable, "args": [str(SERVER)], "env": {MARK: self._run}}
+        entry: dict[str, Any] = {"command": sys.executable, "args": [str(SERVER)]}
+        # No throw-away runs: every process is a session's that the proof has opened.
+        entry |= {"env": {MARK: self._run}, "era": "legacy", "catalogue": False}
         servers = {"mcpServers": {"proof": {**entry, "default": True}}}
         self._servers_file.write_text(json.dumps(servers), encoding="utf-8")
         (self._folder / "tmp").mkdir()

@@ -64,6 +64,10 @@ POLL_INTERVAL = 0.05
 LOG_TAIL = 64 * 1024
 """Characters of a gateway's log shown with a failure."""
 
+PLAIN = {"era": "legacy", "catalogue": False}
+"""Servers without throw-away runs, whose every session asks for its dyno at once: every process,
+folder and log line is one that the test has caused itself."""
+
 INSTALL_BOUND = 240.0
 """Seconds for `npm install` of a hundred small packages from an empty cache."""
 
@@ -77,6 +81,9 @@ class GatewayProcess:
     the exit code is 0 and that nothing of the run is left, neither a process nor a dyno's folder.
     Between the two a test may end the process with `stop` or `kill`, and start the next one with
     `restart`; a test that starts none says itself what has to be left, and leaving cleans up.
+
+    `defaults` are for servers that do not say otherwise, such as PLAIN; without, they have the real
+    ones.
     """
 
     def __init__(
@@ -84,7 +91,10 @@ class GatewayProcess:
         folder: Path,
         servers: Mapping[str, Mapping[str, Any]],
         settings: Mapping[str, str] | None = None,
+        *,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
+        self._defaults = dict(defaults or {})
         self.run = secrets.token_hex(12)
         self.key = secrets.token_urlsafe(24)
         self._secret = secrets.token_urlsafe(32)
@@ -102,7 +112,11 @@ class GatewayProcess:
     def _with_marker(self, servers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The servers file's content, each server's environment carrying the run marker."""
         marked = {
-            name: {**server, "env": {**server.get("env", {}), RUN_MARKER: self.run}}
+            name: {
+                **self._defaults,
+                **server,
+                "env": {**server.get("env", {}), RUN_MARKER: self.run},
+            }
             for name, server in servers.items()
         }
         return {"mcpServers": marked}
@@ -346,13 +360,19 @@ def running(pytestconfig: pytest.Config) -> list[GatewayProcess]:
 def make_gateway(
     tmp_path: Path, running: list[GatewayProcess]
 ) -> Iterator[Callable[..., GatewayProcess]]:
-    """A factory for tests with settings of their own; each gateway made has to be entered."""
+    """A factory for tests with settings of their own; each gateway made has to be entered.
+
+    Servers are PLAIN unless the test says otherwise.
+    """
     made: list[GatewayProcess] = []
 
     def make(
-        servers: Mapping[str, Mapping[str, Any]], settings: Mapping[str, str] | None = None
+        servers: Mapping[str, Mapping[str, Any]],
+        settings: Mapping[str, str] | None = None,
+        *,
+        defaults: Mapping[str, Any] = PLAIN,
     ) -> GatewayProcess:
-        gateway = GatewayProcess(tmp_path, servers, settings)
+        gateway = GatewayProcess(tmp_path, servers, settings, defaults=defaults)
         made.append(gateway)
         running.append(gateway)
         return gateway
@@ -382,6 +402,7 @@ async def gateway(
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway shared by the module's tests, for those that change nothing but their own session.
 
+    It is as a newcomer gets it: servers of either era, with a catalogue, booted at the first call.
     Servers: `everything` (ours, the default) and `reference` (the project's own, from npm).
     """
     servers = {"everything": {**fixture_server, "default": True}, "reference": reference_server}

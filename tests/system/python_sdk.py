@@ -56,14 +56,30 @@ async def call(client: Client, tool: str, **arguments: Any) -> str:
 
 
 class Progress:
-    """Collects a call's progress notifications; `begun` is set once there are `enough`."""
+    """Collects a call's progress notifications; `begun` is set once there are `enough`.
+
+    The first call of a session that has no dyno yet is told the phases of the boot, too. They are
+    below any step that our servers report.
+    """
 
     def __init__(self, enough: int = 1) -> None:
         self.steps: list[float] = []
+        self.messages: list[str | None] = []
         self.begun = asyncio.Event()
         self._enough = enough
 
     async def __call__(self, progress: float, total: float | None, message: str | None) -> None:
         self.steps.append(progress)
+        self.messages.append(message)
         if len(self.steps) >= self._enough:
             self.begun.set()
+
+    @property
+    def of_the_server(self) -> list[float]:
+        """What is not of the boot."""
+        return [step for step in self.steps if step >= 1]
+
+    @property
+    def of_the_boot(self) -> list[str | None]:
+        """What the gateway said while there was no server to speak."""
+        return [said for step, said in zip(self.steps, self.messages, strict=True) if 0 < step < 1]

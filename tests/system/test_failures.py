@@ -21,7 +21,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.system.conftest import GatewayProcess, watched
+from tests.system.conftest import PLAIN, GatewayProcess, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -247,7 +247,8 @@ async def gateway(
         "everything": fixture_server,
     }
     folder = tmp_path_factory.mktemp("failures")
-    process = GatewayProcess(folder, servers, {"API_KEY": f"alice:{ALICE},bob:{BOB}"})
+    settings = {"API_KEY": f"alice:{ALICE},bob:{BOB}"}
+    process = GatewayProcess(folder, servers, settings, defaults=PLAIN)
     async with watched(process, running):
         yield process
 
@@ -584,7 +585,7 @@ REFUSED = {
         BAD_JSON, body=b'{"jsonrpc": "2.0", "id": 7, "method": "x", "params": {"a": "\xff"}}'
     ),
     "deep-nesting": Case(BAD_JSON, body=b'{"params": %b}' % (b"[" * 100_000 + b"]" * 100_000)),
-    "batch": Case(BAD_MESSAGE, body=[PING, PING]),
+    "batch": Case(BAD_MESSAGE, headers={"MCP-Protocol-Version": "2025-06-18"}, body=[PING, PING]),
     "empty-batch": Case(BAD_MESSAGE, body=[]),
     "string": Case(BAD_MESSAGE, body=b'"ping"'),
     "empty-object": Case(BAD_MESSAGE, body={}),
@@ -640,7 +641,7 @@ async def test_revision_not_served_is_answered_with_those_that_are(client: Clien
     answer = await client.send(PING, headers={"MCP-Protocol-Version": "1999-12-31"})
     assert answer.error["data"] == {
         "reason": "unsupported_revision",
-        "supported": ["2025-11-25", "2025-06-18", "2025-03-26"],
+        "supported": ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"],
         "requested": "1999-12-31",
     }
 
@@ -656,4 +657,4 @@ async def test_unknown_server_is_answered_with_those_that_exist(client: Client) 
 async def test_other_methods_are_not_allowed(client: Client, method: str) -> None:
     answer = await client.send(PING, method=method)
     assert answer.status == 405
-    assert answer.headers["Allow"] == "DELETE,GET,POST"
+    assert answer.headers["Allow"] == "DELETE,GET,OPTIONS,POST"

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from tests.system.conftest import GatewayProcess, watched
+from tests.system.conftest import PLAIN, GatewayProcess, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -70,7 +70,7 @@ async def gateway(
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway whose only server answers everything."""
     servers = {"echo": {"command": sys.executable, "args": ["-c", ECHO]}}
-    process = GatewayProcess(tmp_path_factory.mktemp("link"), servers)
+    process = GatewayProcess(tmp_path_factory.mktemp("link"), servers, defaults=PLAIN)
     async with watched(process, running):
         yield process
 

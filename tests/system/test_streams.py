@@ -21,7 +21,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from tests.system.conftest import GatewayProcess, is_alive, watched
+from tests.system.conftest import PLAIN, GatewayProcess, is_alive, watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -156,7 +156,7 @@ async def gateway(
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway whose only server talks when told to."""
     servers = {"talker": {"command": sys.executable, "args": ["-c", TALKER]}}
-    process = GatewayProcess(tmp_path_factory.mktemp("streams"), servers)
+    process = GatewayProcess(tmp_path_factory.mktemp("streams"), servers, defaults=PLAIN)
     async with watched(process, running):
         yield process
 

@@ -47,7 +47,7 @@ class BadJson(GatewayError):
 
 
 class BadMessage(GatewayError):
-    """JSON, but no JSON-RPC 2.0 message; or a batch, which this endpoint does not take."""
+    """JSON, but no JSON-RPC 2.0 message; or a batch in a revision that has none."""
 
     status, code, reason = 400, INVALID_REQUEST, "bad_message"
 

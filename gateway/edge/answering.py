@@ -105,12 +105,12 @@ class Reply:
         """
         response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers()})
         outbox = self.outbox
+        outbox.promise = promise
         outbox.cut = functools.partial(cut, self.request)
         try:
             await response.prepare(self.request)
             await write(response, opening)
-            while (item := await self._next(response, promise)) is not None:
-                promise = None if item.position else promise
+            while (item := await self._next(response)) is not None:
                 with self.live.delivering(item):
                     if item.raw:
                         await write_event(response, item, outbox)
@@ -123,14 +123,14 @@ class Reply:
             cut(self.request)  # it does not read: what lies there was not delivered
         return response
 
-    async def _next(self, response: web.StreamResponse, promise: int | None) -> Item | None:
+    async def _next(self, response: web.StreamResponse) -> Item | None:
         """Take the next delivery that may be written; keep the connection alive meanwhile."""
         outbox, live = self.outbox, self.live
         while True:
-            if promise is not None and _is_quiet(outbox):
-                if await live.confirmed(promise, outbox, sse.KEEP_ALIVE_S):
+            if outbox.promise is not None and _is_quiet(outbox):
+                if await live.confirmed(outbox.promise, outbox, sse.KEEP_ALIVE_S):
+                    outbox.promise = None
                     await write(response, sse.priming(outbox.since, outbox.label))
-                    promise = None
                 elif _is_quiet(outbox):
                     await write(response, sse.COMMENT)
                 continue
@@ -139,6 +139,8 @@ class Reply:
                     item = await outbox.head()
                     if item is None or (outbox.resumable and not await live.noted(item)):
                         return None
+                    if item.position:
+                        outbox.promise = None  # its id is as good
                     return outbox.take()
             except TimeoutError:
                 await write(response, sse.COMMENT)

@@ -207,10 +207,11 @@ class Catalogues:
             known.whole.set()
             news = good and not _same(before, known.chapters)
             self._tell(server, before)
-            in_vain = 0 if news else min(in_vain + 1, len(AGAIN_S) - 1)
+            in_vain = 0 if news else in_vain
             if good:
                 await known.stale.wait()
-            await asyncio.sleep(AGAIN_S[in_vain])
+            await asyncio.sleep(AGAIN_S[min(in_vain, len(AGAIN_S) - 1)])
+            in_vain += 1
 
     def _tell(self, server: ServerDefinition, before: Mapping[Era, Chapter]) -> None:
         """Tell sessions without a dyno what is not as they were told."""

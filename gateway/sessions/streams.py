@@ -29,6 +29,8 @@ class Outbox:
     Attributes:
         closed: nothing will be added any more.
         continued: another stream goes on where this one stands, and brings what lies here.
+        promise: ordinal of the request that it answers, as long as its client has no event to come
+            back after.
         cut: drops the connection of a client that leaves too much unread; set by its handler.
     """
 
@@ -47,6 +49,7 @@ class Outbox:
         self.numbered = numbered
         self.answers = answers
         self.continued = False
+        self.promise: int | None = None
         self.cut: Cut | None = None
         self._items: deque[Item] = deque()
         self._bytes = 0

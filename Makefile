@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# One more than cores: many tests wait.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo test check proof-link conformance soak lint format clean
@@ -23,7 +25,7 @@ demo: $(READY)  ## Run the seeds' request through the whole path and show the se
 	$(BIN)/python scripts/demo.py
 
 test: lint  ## Everything: lint, then all tests, against real clients and servers
-	$(BIN)/python -m pytest tests -n auto --dist worksteal --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered
 
 check: lint  ## Seconds: lint, and the tests of the pure parts
 	$(BIN)/python -m pytest -q tests/test_house_rules.py tests/test_docs.py tests/unit/gateway tests/link -n auto

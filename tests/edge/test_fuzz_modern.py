@@ -75,7 +75,7 @@ class Line(msgspec.Struct):
 # -- the arena ------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False)
 class Arena:
     """A gateway, and children that answer whatever they are asked unless a test takes over."""
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+
+from tests.system.conftest import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -18,7 +21,10 @@ pytestmark = pytest.mark.timeout(240)
 
 SESSIONS = 50
 AT_ONCE = 5
-"""Starts at a time: each is a Python interpreter and its imports, on two cores."""
+"""Starts at a time: each is two Python interpreters, on two cores."""
+
+PUPPET = {"command": sys.executable, "args": ["tests/fixtures/puppet.py"], "cwd": str(REPOSITORY)}
+"""A server that starts at once."""
 
 IDLE_TIMEOUT = 2
 """Seconds; the servers file's `idle_timeout`."""
@@ -67,9 +73,9 @@ async def open_session(http: aiohttp.ClientSession, url: str) -> str:
     hello = await post(http, url, None, {"id": 0, "method": "initialize", "params": params})
     session: str = hello.headers["Mcp-Session-Id"]
     await post(http, url, session, {"method": "notifications/initialized"})
-    add = {"name": "add", "arguments": {"a": 1, "b": 2}}
-    answer = await post(http, url, session, {"id": 1, "method": "tools/call", "params": add})
-    assert '"3"' in await answer.text()
+    look = {"name": "state", "arguments": {}}
+    answer = await post(http, url, session, {"id": 1, "method": "tools/call", "params": look})
+    assert "pid" in await answer.text()
     return session
 
 
@@ -106,11 +112,11 @@ async def settled(gateway: GatewayProcess) -> None:
 
 
 async def test_abandoned_sessions_leave_no_process_descriptor_or_record(
-    make_gateway: Callable[..., GatewayProcess], fixture_server: dict[str, Any]
+    make_gateway: Callable[..., GatewayProcess],
 ) -> None:
     """Half of the clients send DELETE and half just disappear."""
     servers = {
-        "everything": {**fixture_server, "default": True, "idle_timeout": IDLE_TIMEOUT},
+        "puppet": {**PUPPET, "default": True, "idle_timeout": IDLE_TIMEOUT},
     }
     async with make_gateway(servers) as gateway:
         url = gateway.url()
@@ -129,11 +135,11 @@ async def test_abandoned_sessions_leave_no_process_descriptor_or_record(
 
 
 async def test_abandoned_event_stream_does_not_keep_its_session(
-    make_gateway: Callable[..., GatewayProcess], fixture_server: dict[str, Any]
+    make_gateway: Callable[..., GatewayProcess],
 ) -> None:
     """An open GET stream is no activity: a client may hold it and never speak again."""
     servers = {
-        "everything": {**fixture_server, "default": True, "idle_timeout": IDLE_TIMEOUT},
+        "puppet": {**PUPPET, "default": True, "idle_timeout": IDLE_TIMEOUT},
     }
     async with make_gateway(servers) as gateway, http_client(gateway) as http:
         session = await open_session(http, gateway.url())

@@ -49,7 +49,10 @@ FUZZ = settings(
     suppress_health_check=list(HealthCheck),  # the gateway of a test serves all its examples
 )
 
-pytestmark = pytest.mark.timeout(3600 if NIGHTLY else 60)
+pytestmark = [
+    pytest.mark.timeout(3600 if NIGHTLY else 60),
+    pytest.mark.filterwarnings("ignore:Generating overly large repr"),  # of what a child says
+]
 
 REVISION = "2026-07-28"
 PREFIX = "io.modelcontextprotocol/"

@@ -12,16 +12,32 @@ It keeps the client's ids towards the gateway. Towards the child, and for the re
 client, it draws its own: "face/1", "face/2" and so on, each once.
 """
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from dyno_agent.faces.face import Moves, Untranslatable, read, write
+from dyno_agent.faces.face import Moves, Untranslatable, write
+from dyno_agent.faces.rewriting import (
+    ASKING,
+    ASKS,
+    BAD_PARAMS,
+    HANDSHAKES,
+    INTERNAL,
+    LEVELS,
+    MODERN,
+    NO_CAPABILITY,
+    NO_METHOD,
+    NO_REVISION,
+    NOT_A_REQUEST,
+    PREFIX,
+    able,
+    covers,
+    glimpse,
+    mapping,
+    needs,
+    parse,
+)
 
 Document = dict[str, Any]
-
-MODERN = "2026-07-28"
-LEGACY = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 
 MAX_CALLS = 256
 """Requests of the client under way at once."""
@@ -39,28 +55,14 @@ MAX_RELISTENS = 3
 """Listens that the child may end in a row, without a notification in between, until it is
 believed."""
 
-MAX_DEPTH = 256
-"""Nesting of a message. The standard library reads deeper ones than it can write again."""
+_SERVER_INFO = PREFIX + "serverInfo"
+_SUBSCRIPTION = PREFIX + "subscriptionId"
 
-_PREFIX = "io.modelcontextprotocol/"
-_SERVER_INFO = _PREFIX + "serverInfo"
-_SUBSCRIPTION = _PREFIX + "subscriptionId"
-
-_LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
 _DISCOVER = "server/discover"
 _SUBSCRIBE = "resources/subscribe"
-_MAY_ASK = frozenset(("tools/call", "prompts/get", "resources/read"))
 _NOT_LEGACY = frozenset((_DISCOVER, "subscriptions/listen"))
 _NOT_MODERN = frozenset(("notifications/roots/list_changed", "notifications/progress"))
 _LISTS = ("tools", "prompts", "resources")
-_ASKABLE = ("elicitation/create", "sampling/createMessage", "roots/list")
-
-_INVALID_REQUEST = -32600
-_UNKNOWN_METHOD = -32601
-_BAD_PARAMS = -32602
-_INTERNAL = -32603
-_MISSING_CAPABILITY = -32021
-_UNSUPPORTED_REVISION = -32022
 
 
 class _Refused(Exception):
@@ -135,7 +137,7 @@ class LegacyFace:
             if _is_id(key):
                 self._request(key, method, message.get("params"), moves)
             elif "id" not in message:
-                self._notice(method, _object(message.get("params")), line, moves)
+                self._notice(method, mapping(message.get("params")), line, moves)
         elif isinstance(key, str) and (ask := self._asks.pop(key, None)):
             del ask.call.asks[key]
             self._heard(ask, message, moves)
@@ -148,7 +150,7 @@ class LegacyFace:
         method, key = message.get("method"), message.get("id")
         if isinstance(method, str) and "id" in message:
             if _is_id(key):
-                _send(moves, id=key, error=_error(_UNKNOWN_METHOD, "clients take no requests now"))
+                _send(moves, id=key, error=_error(NO_METHOD, "clients take no requests now"))
         elif isinstance(method, str):
             self._told(method, message, line, moves)
         elif "id" in message and "method" not in message:
@@ -173,7 +175,7 @@ class LegacyFace:
             self._initialize(key, params, moves)
             return
         if method != "ping" and not self._ready:
-            raise _Refused(_INVALID_REQUEST, "initialize comes first")
+            raise _Refused(NOT_A_REQUEST, "initialize comes first")
         match method:
             case "ping":
                 pass
@@ -183,28 +185,28 @@ class LegacyFace:
                 self._unsubscribe(_uri(params), moves)
             case _:
                 if method in _NOT_LEGACY or method.startswith("tasks/"):
-                    raise _Refused(_UNKNOWN_METHOD, f"Method not found: {method}")
+                    raise _Refused(NO_METHOD, f"Method not found: {method}")
                 self._begin(_Call(key, method, params), moves)
                 return
         _tell(moves, id=key, result={})
 
     def _initialize(self, key: str | int, params: Document, moves: Moves) -> None:
         if self._ready or self.holding:
-            raise _Refused(_INVALID_REQUEST, "this session is initialized already")
+            raise _Refused(NOT_A_REQUEST, "this session is initialized already")
         self._stamp = {
-            _PREFIX + "protocolVersion": MODERN,
-            _PREFIX + "clientCapabilities": _object(params.get("capabilities")),
+            PREFIX + "protocolVersion": MODERN,
+            PREFIX + "clientCapabilities": mapping(params.get("capabilities")),
         }
-        info = _object(params.get("clientInfo"))
+        info = mapping(params.get("clientInfo"))
         if isinstance(info.get("name"), str) and isinstance(info.get("version"), str):
-            self._stamp[_PREFIX + "clientInfo"] = info
+            self._stamp[PREFIX + "clientInfo"] = info
         self._requested = params.get("protocolVersion")
         self.holding = True
         self._begin(_Call(key, _DISCOVER, {}), moves)
 
     def _begin(self, call: _Call, moves: Moves) -> None:
         if len(self._calls) >= MAX_CALLS:
-            raise _Refused(_INTERNAL, f"{MAX_CALLS} requests are under way; wait for one of them")
+            raise _Refused(INTERNAL, f"{MAX_CALLS} requests are under way; wait for one of them")
         if call.method == _SUBSCRIBE:
             self._subscribe(_uri(call.params), moves)
         else:
@@ -213,14 +215,14 @@ class LegacyFace:
 
     def _set_level(self, params: Document) -> None:
         level = params.get("level")
-        if level not in _LEVELS:
-            raise _Refused(_BAD_PARAMS, f"level must be one of {', '.join(_LEVELS)}")
+        if level not in LEVELS:
+            raise _Refused(BAD_PARAMS, f"level must be one of {', '.join(LEVELS)}")
         self._level = level
 
     def _subscribe(self, uri: str, moves: Moves) -> None:
         """Listen for it too. The answer waits for the child: what follows it may be the change."""
         if uri not in self._uris and len(self._uris) >= MAX_URIS:
-            raise _Refused(_INTERNAL, f"{MAX_URIS} resources are subscribed to; that is the limit")
+            raise _Refused(INTERNAL, f"{MAX_URIS} resources are subscribed to; that is the limit")
         self._uris[uri] = None
         self._ended = 0
         self._renew_listen(moves)
@@ -282,7 +284,7 @@ class LegacyFace:
         self._hand_over(call, params, moves)
 
     def _stamped(self, params: Document) -> Document:
-        level = {} if self._level is None else {_PREFIX + "logLevel": self._level}
+        level = {} if self._level is None else {PREFIX + "logLevel": self._level}
         return {**params, "_meta": {**params.get("_meta", {}), **self._stamp, **level}}
 
     def _answered(self, leg: str, message: Document, moves: Moves) -> None:
@@ -309,7 +311,7 @@ class LegacyFace:
         elif kind == "complete":
             self._finish(call, moves, result=_older(call.method, result))
         else:
-            raise _Refused(_INTERNAL, "the server's result is of a kind that is too new for you")
+            raise _Refused(INTERNAL, "the server's result is of a kind that is too new for you")
 
     def _welcome(self, found: Document) -> Document:
         """Turn the discovery into an InitializeResult."""
@@ -317,18 +319,18 @@ class LegacyFace:
         if not isinstance(versions, list) or MODERN not in versions:
             supported = versions if isinstance(versions, list) else []
             raise _Refused(
-                _UNSUPPORTED_REVISION,
+                NO_REVISION,
                 f"the server speaks {', '.join(map(str, supported)) or 'nothing'}, not {MODERN}",
                 {"supported": supported, "requested": self._requested},
             )
         self._ready = True
         # Tasks have other methods now.
-        able = _without(_object(found.get("capabilities")), "tasks")
-        changing = (name for name in _LISTS if _object(able.get(name)).get("listChanged") is True)
+        able = _without(mapping(found.get("capabilities")), "tasks")
+        changing = (name for name in _LISTS if mapping(able.get(name)).get("listChanged") is True)
         self._kinds = [f"{name}ListChanged" for name in changing]
-        info = _object(_object(found.get("_meta")).get(_SERVER_INFO))
+        info = mapping(mapping(found.get("_meta")).get(_SERVER_INFO))
         welcome = {
-            "protocolVersion": self._requested if self._requested in LEGACY else LEGACY[-1],
+            "protocolVersion": self._requested if self._requested in HANDSHAKES else HANDSHAKES[-1],
             "capabilities": able,
             "serverInfo": {"name": "unknown", "version": "unknown", **info},
         }
@@ -341,13 +343,13 @@ class LegacyFace:
         wanted, state = result.get("inputRequests") or {}, result.get("requestState")
         call.rounds += 1
         if call.rounds > MAX_ROUNDS:
-            raise _Refused(_INTERNAL, f"the server asked for input more than {MAX_ROUNDS} times")
-        if call.method not in _MAY_ASK or not isinstance(wanted, dict):
-            raise _Refused(_INTERNAL, "the server asked for input where it must not")
+            raise _Refused(INTERNAL, f"the server asked for input more than {MAX_ROUNDS} times")
+        if call.method not in ASKING or not isinstance(wanted, dict):
+            raise _Refused(INTERNAL, "the server asked for input where it must not")
         if not isinstance(state, str | None) or (state is None and not wanted):
-            raise _Refused(_INTERNAL, "the server asked for input and did not say for which")
+            raise _Refused(INTERNAL, "the server asked for input and did not say for which")
         if len(self._asks) + len(wanted) > MAX_ASKS:
-            raise _Refused(_INTERNAL, f"the server asked for input {MAX_ASKS} times at once")
+            raise _Refused(INTERNAL, f"the server asked for input {MAX_ASKS} times at once")
         for request in wanted.values():
             self._may_ask(request)
         call.state = state
@@ -357,21 +359,15 @@ class LegacyFace:
             self._retry(call, moves)
 
     def _may_ask(self, request: Any) -> None:
-        kind, params = _object(request).get("method"), _object(request).get("params", {})
-        if kind not in _ASKABLE or not isinstance(params, dict):
-            raise _Refused(_INTERNAL, "the server asked for input of an unknown kind")
-        need = kind.partition("/")[0]  # the methods begin with the capability's name
-        able = self._stamp[_PREFIX + "clientCapabilities"].get(need)
-        lacking: Document | None = None if isinstance(able, dict) else {need: {}}
-        if need == "elicitation" and lacking is None:
-            mode = "url" if params.get("mode") == "url" else "form"
-            # Before there were modes, an empty object meant forms; it still does.
-            lacking = None if mode in (able or ("form",)) else {need: {mode: {}}}
-        if lacking is not None:
+        kind, params = mapping(request).get("method"), mapping(request).get("params", {})
+        if not isinstance(kind, str) or kind not in ASKS or not isinstance(params, dict):
+            raise _Refused(INTERNAL, "the server asked for input of an unknown kind")
+        needed = needs(kind, params)
+        if not covers(able(self._stamp[PREFIX + "clientCapabilities"]), needed):
             raise _Refused(
-                _MISSING_CAPABILITY,
-                f"the server needs {need}, of a kind that the client did not declare",
-                {"requiredCapabilities": lacking},
+                NO_CAPABILITY,
+                f"the server asks for {kind}, of a kind that the client did not declare",
+                {"requiredCapabilities": needed},
             )
 
     def _ask(self, ask: _Ask, request: Document, moves: Moves) -> None:
@@ -398,8 +394,8 @@ class LegacyFace:
         call.asks.clear()
 
     def _told(self, method: str, message: Document, line: bytes, moves: Moves) -> None:
-        params = _object(message.get("params"))
-        meta = _object(params.get("_meta"))
+        params = mapping(message.get("params"))
+        meta = mapping(params.get("_meta"))
         if method == "notifications/cancelled":
             if self._listen is not None and params.get("requestId") == self._listen:
                 self._listen_ended({}, moves)
@@ -463,10 +459,6 @@ def _is_id(value: Any) -> TypeGuard[str | int]:
     return isinstance(value, str | int) and not isinstance(value, bool)
 
 
-def _object(value: Any) -> Document:
-    return value if isinstance(value, dict) else {}
-
-
 def _without(document: Document, *keys: str) -> Document:
     return {key: value for key, value in document.items() if key not in keys}
 
@@ -486,21 +478,21 @@ def _error(code: int, message: str, data: Document | None = None) -> Document:
 
 def _error_in(message: Document, whose: str) -> Document:
     error = message.get("error")
-    return error if isinstance(error, dict) else _error(_INTERNAL, f"{whose} gave no proper answer")
+    return error if isinstance(error, dict) else _error(INTERNAL, f"{whose} gave no proper answer")
 
 
 def _checked(params: Any) -> Document:
     """Return the parameters, an absent object as an empty one."""
     params = {} if params is None else params
     if not isinstance(params, dict) or not isinstance(params.get("_meta", {}), dict):
-        raise _Refused(_BAD_PARAMS, "params and its _meta must be objects that JSON can hold")
+        raise _Refused(BAD_PARAMS, "params and its _meta must be objects that JSON can hold")
     return params
 
 
 def _uri(params: Document) -> str:
     uri = params.get("uri")
     if not isinstance(uri, str) or len(uri) > MAX_URI_CHARACTERS:
-        raise _Refused(_BAD_PARAMS, f"uri must be a string of up to {MAX_URI_CHARACTERS} letters")
+        raise _Refused(BAD_PARAMS, f"uri must be a string of up to {MAX_URI_CHARACTERS} letters")
     return uri
 
 
@@ -519,7 +511,7 @@ def _older(method: str, result: Document) -> Document:
 
 
 def _older_tool(tool: Any) -> Any:
-    if isinstance(tool, dict) and _object(tool.get("outputSchema")).get("type") != "object":
+    if isinstance(tool, dict) and mapping(tool.get("outputSchema")).get("type") != "object":
         return _without(tool, "outputSchema")
     return tool
 
@@ -527,19 +519,9 @@ def _older_tool(tool: Any) -> Any:
 def _understood(line: bytes) -> Document | None:
     """Read a message that can be written again; None if there is no such in the line."""
     try:
-        message = read(line)
+        return parse(line)
     except Untranslatable:
         return None
-    # Only as many levels as brackets: so the walk is for large messages alone.
-    if line.count(b"{") + line.count(b"[") <= MAX_DEPTH:
-        return message
-    level: list[Any] = [message]
-    for _ in range(MAX_DEPTH):
-        inside = (node.values() if isinstance(node, dict) else node for node in level)
-        level = [value for values in inside for value in values if isinstance(value, dict | list)]
-        if not level:
-            return message
-    return None
 
 
 def _envelope(line: bytes) -> Document:
@@ -548,15 +530,10 @@ def _envelope(line: bytes) -> Document:
     A number beyond a double, for one, hides neither the id nor the method. What a message holds is
     replaced: parameters by some that are refused, a result by an error.
     """
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(document, dict):
-        return {}
-    kept = {key: document[key] for key in ("id", "method") if key in document}
+    document = glimpse(line)
+    kept: Document = {key: document[key] for key in ("id", "method") if key in document}
     if "method" in kept:
         kept["params"] = []
     elif "id" in kept:
-        kept["error"] = _error(_INTERNAL, "this answer cannot be written again")
+        kept["error"] = _error(INTERNAL, "this answer cannot be written again")
     return kept

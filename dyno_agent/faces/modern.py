@@ -14,9 +14,11 @@ from dyno_agent.faces.face import Moves, Untranslatable
 from dyno_agent.faces.listeners import CHANGES, UPDATED, Listeners
 from dyno_agent.faces.rewriting import (
     ASKING,
+    ASKS,
     BAD_PARAMS,
     HANDSHAKES,
     INTERNAL,
+    LEVELS,
     MODERN,
     NO_METHOD,
     NOT_A_REQUEST,
@@ -66,11 +68,6 @@ REMOVED_NOTICES = frozenset(
 
 DROPPED = frozenset({"notifications/elicitation/complete", "notifications/tasks/status"})
 """Notifications of the child that mean nothing to a modern client."""
-
-ASKS = frozenset({"elicitation/create", "sampling/createMessage", "roots/list"})
-
-LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
-"""Most verbose first."""
 
 
 class Phase(Enum):

@@ -35,8 +35,15 @@ INTERNAL = -32603
 NO_RESOURCE = -32002
 """Not found, up to 2025-11-25; 2026-07-28 says `BAD_PARAMS`."""
 NO_CAPABILITY = -32021
+NO_REVISION = -32022
 URL_FIRST = -32042
 """2025-11-25: the caller must visit URLs first; 2026-07-28 asks that with `input_required`."""
+
+LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency")
+"""Of log messages, most verbose first (RFC 5424, 6.2.1)."""
+
+ASKS = frozenset({"elicitation/create", "sampling/createMessage", "roots/list"})
+"""What a server may ask of a client's user, model and roots."""
 
 MAX_DEPTH = 200
 """Deepest message; far below what `json` can write from any stack, and beyond what anyone sends."""
@@ -179,8 +186,12 @@ def urls_first(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def declared(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the capabilities of a request's client; elicitation without modes means forms."""
-    capabilities = mapping(mapping(params.get("_meta")).get(f"{PREFIX}clientCapabilities"))
+    """Return the capabilities of a modern request's client, see `able`."""
+    return able(mapping(mapping(params.get("_meta")).get(f"{PREFIX}clientCapabilities")))
+
+
+def able(capabilities: dict[str, Any]) -> dict[str, Any]:
+    """Return capabilities as `covers` compares them; elicitation without modes means forms."""
     elicitation = capabilities.get("elicitation")
     if isinstance(elicitation, dict) and not elicitation.keys() & {"form", "url"}:
         return {**capabilities, "elicitation": {"form": {}}}

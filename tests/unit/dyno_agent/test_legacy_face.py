@@ -14,13 +14,13 @@ from mcp_types import methods
 from dyno_agent.faces.legacy import (
     MAX_ASKS,
     MAX_CALLS,
-    MAX_DEPTH,
     MAX_RELISTENS,
     MAX_ROUNDS,
     MAX_URI_CHARACTERS,
     MAX_URIS,
     LegacyFace,
 )
+from dyno_agent.faces.rewriting import MAX_DEPTH
 
 Document = dict[str, Any]
 
@@ -546,7 +546,7 @@ URL = {
 @pytest.mark.parametrize(
     ("capabilities", "request_", "needed"),
     [
-        ({}, ELICIT, {"elicitation": {}}),
+        ({}, ELICIT, {"elicitation": {"form": {}}}),
         ({}, CREATE, {"sampling": {}}),
         ({}, ROOTS, {"roots": {}}),
         ({"elicitation": {}}, URL, {"elicitation": {"url": {}}}),

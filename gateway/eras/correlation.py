@@ -9,6 +9,8 @@ call's stream.
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from msgspec import UnsetType
+
 from dyno_agent.link.resumption import GENERAL, JournalPage, label
 from gateway.errors import DuplicateId
 
@@ -180,6 +182,10 @@ class Correlation(Generic[S]):
         self._forgotten[request_id] = None
         if len(self._forgotten) > MAX_FORGOTTEN:
             del self._forgotten[next(iter(self._forgotten))]
+
+    def knows(self, request_id: Id | UnsetType | None) -> bool:
+        """True for the id of a call that runs, or whose late answer is swallowed."""
+        return request_id in self._calls or request_id in self._forgotten
 
     def is_forgotten(self, request_id: Id) -> bool:
         """True for the id of a call that was answered in the child's place."""

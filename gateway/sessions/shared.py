@@ -5,6 +5,7 @@ subscription; what comes back is given its caller's own again, so equal ids of t
 meet. A caller that hangs up cancels. Nothing continues elsewhere: this era has no resumption.
 """
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from msgspec import UNSET
@@ -58,6 +59,27 @@ LEVELS = ("debug", "info", "notice", "warning", "error", "critical", "alert", "e
 """Least severe first (RFC 5424, 6.2.1)."""
 
 
+@dataclass(slots=True)
+class _Kept:
+    """What is kept of a call besides where its answer goes.
+
+    Attributes:
+        bound: digest of the request, which its words are bound to.
+        task: a task's id as the child knows it.
+        task_text: the same as the caller knows it.
+        held: a listen that the child has not heard of; None for what it has.
+        kinds: whose list such a listen hears of.
+        acknowledged: its caller knows that its listen has begun.
+    """
+
+    bound: str = ""
+    task: str = ""
+    task_text: str = ""
+    held: bytes | None = None
+    kinds: frozenset[str] = frozenset()
+    acknowledged: bool = False
+
+
 class SharedSession(Session[S]):
     """The rules of a session with several callers. See `Session`.
 
@@ -81,11 +103,7 @@ class SharedSession(Session[S]):
         self.waits = self.started = False
         self._seals = seals
         self._listens: Correlation[S] = Correlation()
-        self._bounds: dict[str | int, str] = {}
-        self._tasks: dict[str | int, tuple[str, str]] = {}
-        self._held: dict[str | int, bytes] = {}
-        self._kinds: dict[str | int, frozenset[str]] = {}
-        self._acknowledged: set[str | int] = set()
+        self._kept: dict[str | int, _Kept] = {}
         self._drawn = self._drawn_held = 0
 
     @property
@@ -106,9 +124,10 @@ class SharedSession(Session[S]):
     def start(self, now: float) -> None:
         """See `Session.start`: the child hears of the listens that were opened without it."""
         self.started = True
-        for key, line in self._held.items():
-            self._held[key] = b""
-            self._forward(line, now)
+        for kept in self._kept.values():
+            if kept.held is not None:
+                self._forward(kept.held, now)
+                kept.held = None
 
     def request(self, asked: Asked, size: int, stream: S, now: float, word: str | None) -> None:
         """Take a request; what it comes to will be deliveries to `stream`.
@@ -129,9 +148,9 @@ class SharedSession(Session[S]):
         self._drawn += 1
         if asked.request_state is not None:
             self.waits = False  # its question is answered; a task goes on
-        self._bounds[call.id] = bound_to(asked.method, asked.params)
+        kept = self._kept[call.id] = _Kept(bound_to(asked.method, asked.params))
         if word is not None and asked.name is not None and asked.method.startswith("tasks/"):
-            self._tasks[call.id] = word, asked.name
+            kept.task, kept.task_text = word, asked.name
         (self._listens if call.method == LISTEN else self._table).begin(call)
         self._forward(line, now)
 
@@ -156,18 +175,17 @@ class SharedSession(Session[S]):
         call, line = self._call(key, asked, size, stream, now, None)
         self._drawn_held += 1
         self._listens.begin(call)
-        self._held[call.id] = line
-        self._kinds[call.id] = accepted(asked, kinds)
-        self._acknowledged.add(call.id)
+        kinds = accepted(asked, kinds)
+        self._kept[call.id] = _Kept(held=line, kinds=kinds, acknowledged=True)
         self.active = now
-        return [Delivery(stream, acknowledged(asked, self._kinds[call.id]))]
+        return [Delivery(stream, acknowledged(asked, kinds))]
 
     def relearned(self, chapter: Chapter, changed: frozenset[str]) -> list[Delivery[S]]:
         """See `Session.relearned`: who listens to a list hears that it has changed."""
         return [
             Delivery(call.stream, list_changed(kind, call.client_id))
             for call in self._listens.calls
-            for kind in sorted(changed & self._kinds.get(call.id, frozenset()))
+            for kind in sorted(changed & self._kept_of(call).kinds)
             if call.stream is not None and not self.started
         ]
 
@@ -200,16 +218,6 @@ class SharedSession(Session[S]):
         self.record.move(Step.CALL)
         return call, line
 
-    def cancel(self, request_id: str | int, now: float) -> list[Delivery[S]]:
-        """A caller takes a request back without hanging up; only what is unmistakable is heard."""
-        named = [call for call in self._running() if call.client_id == request_id]
-        if len(named) != 1 or named[0].stream is None:
-            return []
-        (call,) = named
-        stream = named[0].stream
-        self._drop(call, now)
-        return [Delivery(stream, b"", last=True)]
-
     def stream_gone(self, stream: S, now: float) -> None:
         """The caller hung up, which cancels (basic/transports, "Disconnection")."""
         for call in self._running():
@@ -225,19 +233,13 @@ class SharedSession(Session[S]):
         self._cancel(call.id)
         self._finished(call, "cancelled", 0, now)
 
-    def _over(self, key: str | int) -> str:
-        """Forget what was kept of a call; return what its words are bound to."""
-        self._held.pop(key, None)
-        self._tasks.pop(key, None)
-        self._kinds.pop(key, None)
-        self._acknowledged.discard(key)
-        return self._bounds.pop(key, "")
+    def _kept_of(self, call: Call[S]) -> _Kept:
+        return self._kept.get(call.id, _Kept())
 
     def _cancel(self, key: str | int) -> None:
-        unheard = key in self._held and not self.started
-        self._over(key)
-        if unheard:
-            return
+        kept = self._kept.pop(key, None)
+        if kept is not None and kept.held is not None:
+            return  # the child has never heard of it
         params = {"requestId": key, "reason": "its caller has left"}
         self.link.send(Channel.RPC, notification("notifications/cancelled", params))
 
@@ -264,29 +266,18 @@ class SharedSession(Session[S]):
         return []
 
     def _answer(self, envelope: Envelope, message: Message, now: float) -> list[Delivery[S]]:
-        is_listen = (
-            envelope.id is not UNSET
-            and envelope.id is not None
-            and (
-                self._listens.get(envelope.id) is not None
-                or self._listens.is_forgotten(envelope.id)
-            )
-        )
-        table = self._listens if is_listen else self._table
+        table = self._listens if self._listens.knows(envelope.id) else self._table
         call = self._answer_of_child(envelope, message, now, table)
         if call is None:
             return []
-        word, text = self._tasks.get(call.id, ("", ""))
-        bound = self._over(call.id)
+        kept = self._kept.pop(call.id, _Kept())
         if call.stream is None:
             return []
-        raw = self._restored(envelope, call, bound, {word: text})
+        raw = self._restored(envelope, call, kept)
         code, _ = error_of(envelope)
         return [Delivery(call.stream, raw, last=True, message=message, code=code)]
 
-    def _restored(
-        self, envelope: Envelope, call: Call[S], bound: str, tasks: dict[str, str]
-    ) -> bytes:
+    def _restored(self, envelope: Envelope, call: Call[S], kept: _Kept) -> bytes:
         """Return an answer as its caller shall read it; a task that it asked for keeps its id."""
         if envelope.result is UNSET:
             return restored(envelope, call.client_id)
@@ -294,11 +285,13 @@ class SharedSession(Session[S]):
         if head.is_plain:
             return restored(envelope, call.client_id)
         self.waits |= head.request_state is not None or head.task_id is not None
+        same_task = head.task_id is not None and head.task_id == kept.task
+        task_id = kept.task_text if same_task else self._sealed("taskId", head.task_id, "")
         result = rewrite_result(
             envelope.result,
-            request_state=self._sealed("requestState", head.request_state, bound),
+            request_state=self._sealed("requestState", head.request_state, kept.bound),
             next_cursor=self._sealed("cursor", head.next_cursor, call.method),
-            task_id=tasks.get(head.task_id or "") or self._sealed("taskId", head.task_id, ""),
+            task_id=task_id,
             subscription_id=None if head.subscription_id is None else call.client_id,
         )
         return restored(envelope, call.client_id, result)
@@ -335,9 +328,10 @@ class SharedSession(Session[S]):
             self.chatter.drop(method, "it names no running call")
             return []
         if method == ACKNOWLEDGED:
-            if call.id in self._held:
+            kept = self._kept_of(call)
+            if kept.acknowledged:
                 return []  # its caller has it from us
-            self._acknowledged.add(call.id)
+            kept.acknowledged = True
         if method == "notifications/progress" and call.is_behind(progress_of(envelope)):
             return []
         told = rewrite_params(
@@ -355,7 +349,7 @@ class SharedSession(Session[S]):
         if call is None or call.stream is None:
             self.chatter.drop("notifications/cancelled", "it names no open listen")
             return []
-        self._over(call.id)
+        self._kept.pop(call.id, None)
         self._finished(call, "ok", 0, now)
         return [Delivery(call.stream, complete_listen(call.client_id), last=True, message=message)]
 
@@ -378,8 +372,7 @@ class SharedSession(Session[S]):
         told = super().fail(error, now, all_calls=all_calls)
         for call in self._listens.calls:
             self._listens.forget(call.id)
-            begun = call.id in self._acknowledged
-            self._over(call.id)
+            begun = self._kept.pop(call.id, _Kept()).acknowledged
             if not begun:
                 told += self._answer_instead(call, error, now)
             elif call.stream is not None:

@@ -246,6 +246,6 @@ async def raw_event(stream: Stream) -> dict[str, str]:
             block = await stream.response.content.readuntil(b"\n\n")
         if not block:
             return {}
-        lines = [line for line in block.decode().splitlines() if line and line[0] != ":"]
+        lines = [line for line in block.decode().split("\n") if line and line[0] != ":"]
         if lines:
             return dict(line.split(": ", 1) for line in lines)

@@ -166,7 +166,7 @@ def kept(live: SharedLive) -> list[Any]:
     session = live.session
     calls = [*session._table.calls, *session._listens.calls]
     tokens = [*session._table._tokens, *session._listens._tokens]
-    return [*calls, *tokens, *session._bounds, *live._outboxes]
+    return [*calls, *tokens, *session._kept, *live._outboxes]
 
 
 async def answer(agent: Agent, line: Line) -> None:

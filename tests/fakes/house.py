@@ -314,7 +314,7 @@ class Stream:
                     raise AssertionError("an event over the reader's limit") from error
             if not block:
                 return None
-            lines = block.decode().splitlines()
+            lines = block.decode().split("\n")
             fields = dict(
                 line.split(": ", 1) for line in lines if not line.startswith(":") and line
             )

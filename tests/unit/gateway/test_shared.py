@@ -441,23 +441,6 @@ def test_caller_of_a_listen_that_hangs_up_takes_it_back_at_the_child(play: Play)
     assert (play.cancelled(), play.says(tagged(drawn))) == ([drawn], [])
 
 
-def test_request_is_taken_back_by_name_and_its_stream_ends_without_an_answer(play: Play) -> None:
-    request = play.asks("x", "A")
-    assert told(play.session.cancel("x", 0.0)) == [("A", None, True)]
-    assert play.cancelled() == [request["id"]]
-
-
-def test_name_that_two_callers_use_takes_nothing_back(play: Play) -> None:
-    play.asks(1, "A")
-    play.asks(1, "B")
-    assert (play.session.cancel(1, 0.0), play.cancelled()) == ([], [])
-
-
-def test_name_that_nobody_uses_takes_nothing_back(play: Play) -> None:
-    play.asks(1, "A")
-    assert (play.session.cancel("1", 0.0), play.cancelled()) == ([], [])
-
-
 # Log messages
 
 
@@ -549,7 +532,7 @@ def test_listen_that_the_child_cancels_ends_in_good_order(play: Play) -> None:
 def test_listen_that_the_child_has_ended_takes_up_no_memory(play: Play) -> None:
     for _ in range(3):
         play.says(notice("cancelled", requestId=play.listens(1, "A")))
-    assert not play.session._bounds
+    assert not play.session._kept
 
 
 def test_answer_after_the_child_has_cancelled_its_listen_is_swallowed(play: Play) -> None:
@@ -686,7 +669,7 @@ def test_held_listen_that_the_child_has_ended_takes_up_no_memory(play: Play, end
     (listen,) = play.child_reads()
     answer = message(id=listen["id"], result={})
     play.says(answer if ends == "answer" else notice("cancelled", requestId=listen["id"]))
-    assert (play.session._held, play.session._bounds) == ({}, {})
+    assert play.session._kept == {}
 
 
 # What a caller has to bring back

@@ -411,9 +411,9 @@ async def _gone_before_the_boot(client: Client) -> None:
 
 
 async def _gone_during_a_call(client: Client) -> None:
-    key = await client.open(FORGOTTEN)
-    await _hung_up(client.call(key, 1, "silent", server=FORGOTTEN))
-    demand(await client.delete(key, FORGOTTEN) == 204, "DELETE was refused")
+    key = await client.open()
+    await _hung_up(client.call(key, 1, "silent"))
+    demand(await client.delete(key) == 204, "DELETE was refused")
 
 
 async def _forgotten(client: Client) -> None:

@@ -165,13 +165,12 @@ async function reconnection() {
   return "nobody had to come back";
 }
 
-// All three at once: over stdio nothing says that they belong together.
+// One after the other: of questions asked at once nothing over stdio says whose call they are for
+// (docs/eras.md), and the suite leaves this call alone after the first.
 async function threeQuestions() {
-  const [name, greeting, listed] = await Promise.all([
-    elicit("What is your name?", { name: string }),
-    sample("Generate a greeting", 50),
-    roots(),
-  ]);
+  const name = await elicit("What is your name?", { name: string });
+  const greeting = await sample("Generate a greeting", 50);
+  const listed = await roots();
   return `${greeting} ${name.content.name} of ${listed}`;
 }
 
@@ -184,11 +183,19 @@ async function twoRounds() {
 // Whatever the client said at the handshake that it can do; it may refuse for this call.
 async function whatTheClientCan() {
   const can = server.getClientCapabilities() ?? {};
-  const asked = [];
-  if (can.sampling) asked.push(sample("Say hello", 50));
-  if (can.elicitation) asked.push(inWords("What is your name?", { name: string }));
-  const answers = await Promise.allSettled(asked);
-  return answers.map((answer) => answer.value ?? "refused").join(", ") || "nothing to ask";
+  const ask = async (question) => {
+    try {
+      return await question();
+    } catch {
+      return "refused";
+    }
+  };
+  const answers = [];
+  if (can.sampling) answers.push(await ask(() => sample("Say hello", 50)));
+  if (can.elicitation) {
+    answers.push(await ask(() => inWords("What is your name?", { name: string })));
+  }
+  return answers.join(", ") || "nothing to ask";
 }
 
 const TOOLS = {

@@ -50,6 +50,9 @@ KEY = "key-of-the-soak"
 GRACE_S = 8.0
 """How long an agent may be out of reach: many times what a redial takes under full load."""
 
+IDLE_S = 5.0
+"""Idle limit of the server that is forgotten: longer than a busy machine takes for a handshake."""
+
 SHORT_S = 1.0
 """Deadline of what is meant to be missed."""
 
@@ -57,7 +60,7 @@ STEADY, FORGOTTEN, ABSENT, UNAVAILABLE = "steady", "forgotten", "absent", "unava
 PLAIN = ServerDefinition(command="never-run", era="legacy", catalogue=False)
 SERVERS = [
     replace(PLAIN, name=STEADY, default=True, boot_timeout=60.0),
-    replace(PLAIN, name=FORGOTTEN, idle_timeout=SHORT_S),
+    replace(PLAIN, name=FORGOTTEN, idle_timeout=IDLE_S),
     replace(PLAIN, name=ABSENT, boot_timeout=SHORT_S),
     replace(PLAIN, name=UNAVAILABLE),
 ]

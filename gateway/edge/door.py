@@ -13,6 +13,7 @@ from aiohttp import web
 
 from gateway.edge import intake
 from gateway.edge.auth import KeyRing
+from gateway.eras.headers import REVISION_HEADER
 from gateway.eras.modern import REVISION
 from gateway.errors import BadMessage, UnknownServer, WrongMethod
 from gateway.registry.servers import Registry, ServerDefinition
@@ -163,7 +164,7 @@ def _handle(request: web.Request) -> str:
 
 def is_modern(request: web.Request) -> bool:
     """True when the headers alone say that no revision with a handshake is spoken."""
-    revision = request.headers.get(intake.REVISION_HEADER)
+    revision = request.headers.get(REVISION_HEADER)
     return revision is not None and revision.strip() >= REVISION
 
 

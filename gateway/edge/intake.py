@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from gateway.eras.headers import REVISION_HEADER
 from gateway.eras.versions import HANDSHAKE, SERVED
 from gateway.errors import (
     BadJson,
@@ -16,8 +17,6 @@ from gateway.errors import (
     UnsupportedMedia,
     UnsupportedRevision,
 )
-
-REVISION_HEADER = "MCP-Protocol-Version"
 
 BODY_S = 30.0
 """How long a body may take to arrive; aiohttp alone waits for ever for a slow one."""

@@ -18,6 +18,7 @@ from gateway.edge.answering import STREAM_HEADERS, Reply, refusal
 from gateway.edge.door import Caller
 from gateway.eras import modern
 from gateway.eras.catalogue import Chapter
+from gateway.eras.headers import REVISION_HEADER
 from gateway.eras.legacy import Opening, client_name, opens_session, requested, resumes
 from gateway.eras.versions import ASSUMED, BATCHES, resumable
 from gateway.errors import (
@@ -150,7 +151,7 @@ class StreamableHttp:
         raw: bytes,
     ) -> Taken:
         """Hand a message to its session; `initialize` makes one."""
-        header = request.headers.get(intake.REVISION_HEADER)
+        header = request.headers.get(REVISION_HEADER)
         if modern.is_modern(header, envelope):
             modern.admit(request.headers.items(), envelope, (modern.REVISION,))
         key, opened = request.headers.get(SESSION_HEADER, ""), False
@@ -306,7 +307,7 @@ class StreamableHttp:
         members: list[bytes],
     ) -> web.StreamResponse:
         """Take a batch (2025-03-26): its answers come in one body, or in one stream."""
-        revision = request.headers.get(intake.REVISION_HEADER, ASSUMED)
+        revision = request.headers.get(REVISION_HEADER, ASSUMED)
         if revision != BATCHES:
             raise BadMessage(f"MCP {revision} has no batches: send one message per POST")
         if not isinstance(target, OwnedLive):
@@ -373,7 +374,7 @@ class StreamableHttp:
                 id_of(label)
             except ValueError as error:
                 raise BadMessage(f"{LAST_EVENT_HEADER}: {error}") from error
-        revision = request.headers.get(intake.REVISION_HEADER, ASSUMED)
+        revision = request.headers.get(REVISION_HEADER, ASSUMED)
         comes_back = after is not None or resumable(revision)
         outbox = live.open_outbox(label, resumable=comes_back)
         if after is not None:

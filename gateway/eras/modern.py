@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from gateway.eras.headers import NAMED, REVISION_HEADER, check_routing, revision_of
-from gateway.eras.versions import HANDSHAKE
+from gateway.eras.versions import HANDSHAKE, MODERN
 from gateway.errors import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
@@ -32,7 +32,7 @@ from gateway.errors import (
 )
 from gateway.jsonrpc import Envelope, Kind, notification, one_line
 
-REVISION: Final = "2026-07-28"
+REVISION: Final = MODERN
 REVISION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_KEY: Final = "io.modelcontextprotocol/clientInfo"

@@ -5,7 +5,10 @@ from typing import Final
 HANDSHAKE: Final = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 """The revisions with a handshake, newest first."""
 
-SERVED: Final = ("2026-07-28", *HANDSHAKE)
+MODERN: Final = "2026-07-28"
+"""The revision without one."""
+
+SERVED: Final = (MODERN, *HANDSHAKE)
 """All that is served, newest first."""
 
 RESUMES: Final = "2025-11-25"

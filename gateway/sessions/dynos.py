@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from dyno_agent.link import CloseCode
 from gateway import events
@@ -30,12 +29,6 @@ LIFETIME_SLACK_S = 300.0
 """The platform's own time limit lies this far behind ours: it is the last resort."""
 
 End = Callable[[Live, Reason, GatewayError], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Closing:
-    reason: Reason
-    error: GatewayError
 
 
 class Dynos:
@@ -85,7 +78,7 @@ class Dynos:
     ) -> None:
         """Let the agent end its child in good order, then make sure that the dyno is gone."""
         name = f"close {live.record.session_id}"
-        closing = self._close(live, _Closing(reason, error))
+        closing = self._close(live, reason, error)
         self._closing[live] = tasks.create_task(closing, name=name)
 
     async def closed(self, patience_s: float) -> None:
@@ -143,23 +136,22 @@ class Dynos:
             del self._launching[live]
             live.launched.set()
 
-    async def _close(self, live: Live, closing: _Closing) -> None:
+    async def _close(self, live: Live, reason: Reason, error: GatewayError) -> None:
         record = live.record
         if record.launch_id:
             await self._give_back(live)
         record.move(Step.GONE)
         self._closing.pop(live, None)
         seconds = time.monotonic() - record.created
-        unexpected = closing.reason in UNEXPECTED
         self._emit(
             events.Closed(
                 session=record.session_id,
-                reason=closing.reason,
+                reason=reason,
                 seconds=round(seconds, 3),
                 calls=record.calls,
                 dropped=live.session.chatter.dropped,
                 peak_buffer_bytes=live.session.link.peak_bytes,
-                detail=closing.error.message if unexpected else "",
+                detail=error.message if reason in UNEXPECTED else "",
             )
         )
 

@@ -2,11 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
+
+AgentSource = Literal["installed", "fetched"]
+"""Where a dyno has the agent from: its app's own packages, or the gateway, at the dyno's start."""
 
 
 class LaunchError(Exception):
-    """No dyno could be had; the message is for the client and holds no secret."""
+    """There is certainly no dyno; the message is for the client and holds no secret.
+
+    Attributes:
+        retry_after_s: when another launch may succeed; None if nobody knows, or never.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AtCapacity(LaunchError):
+    """The platform runs as many dynos as it may; another launch succeeds once one has ended."""
+
+
+class LaunchUnsettled(Exception):
+    """Nobody knows whether there is a dyno. If there is, its agent dials; never launch again."""
+
+
+class PlatformError(Exception):
+    """The platform did not do or tell what it was asked; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +42,8 @@ class LaunchOrder:
         environment: what the agent reads, join token included; never on the command line.
         size: dyno size, or None for the launcher's default.
         lifetime_s: the platform should end the dyno by itself after so long.
+        app: whose slug and config vars the dyno has; None where there are no apps.
+        agent: where the dyno has the agent from.
     """
 
     launch_id: str
@@ -26,6 +51,8 @@ class LaunchOrder:
     environment: Mapping[str, str] = field(repr=False)
     size: str | None
     lifetime_s: float
+    app: str | None = None
+    agent: AgentSource = "fetched"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +65,16 @@ class Dyno:
         exit_status: None while it runs; minus the number of the signal that ended it; -1 when it
             ended and nobody can know how, as its parent was another process.
         last_words: the end of its own log, for the operator, once it has exited.
+        usd_per_hour: what it costs while it runs.
+        created: when the platform made it, seconds since 1970; None if that is not known.
     """
 
     dyno_id: str
     launch_id: str
     exit_status: int | None = None
     last_words: str = ""
+    usd_per_hour: float = 0.0
+    created: float | None = None
 
 
 class Launcher(Protocol):
@@ -63,8 +94,13 @@ class Launcher(Protocol):
         """Start one dyno that runs the agent. Called once per launch id, never repeated.
 
         Raises:
-            LaunchError: there is certainly no dyno.
+            LaunchError: there is certainly no dyno; `AtCapacity` if one that ends makes room.
+            LaunchUnsettled: there may be one.
         """
+        ...
+
+    def usd_per_hour(self, size: str | None, app: str | None) -> float:
+        """Return what a dyno of this size costs; None is the launcher's default size."""
         ...
 
     async def stop(self, dyno_id: str) -> None:
@@ -72,6 +108,9 @@ class Launcher(Protocol):
 
         Called at the end of every session. Unknown ids are fine, and so are two calls at once. A
         dyno that could not be ended stays in the list.
+
+        Raises:
+            PlatformError: it may still run; call again.
         """
         ...
 
@@ -79,8 +118,11 @@ class Launcher(Protocol):
         """Return the dynos of this deployment that run, and those that exited and were not stopped.
 
         Holds all that can be found, also those that an earlier process of the same deployment
-        launched; what another process made may appear some seconds late. Called by the reconciler,
-        every `poll_s`.
+        launched; what another process made may appear some seconds late. A platform may forget a
+        dyno as soon as it has ended. Called by the reconciler, every `poll_s`.
+
+        Raises:
+            PlatformError: the platform does not answer.
         """
         ...
 

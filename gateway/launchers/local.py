@@ -222,6 +222,10 @@ class LocalLauncher:
             return None
         return process if apart_s <= CLOCK_SLACK_S else None
 
+    def usd_per_hour(self, size: str | None, app: str | None) -> float:
+        """Nothing: this machine runs anyway. See `Launcher.usd_per_hour`."""
+        return 0.0
+
     async def stop(self, dyno_id: str) -> None:
         """End the agent, which ends its child; remove the home. See `Launcher.stop`."""
         launch_id = dyno_id.removeprefix(_PREFIX)

@@ -29,6 +29,10 @@ class RecordingLauncher:
         self.orders.put_nowait(order)
         return Dyno(f"fake.{order.launch_id}", order.launch_id)
 
+    def usd_per_hour(self, size: str | None, app: str | None) -> float:
+        """Nothing: this machine runs anyway. See `Launcher.usd_per_hour`."""
+        return 0.0
+
     async def stop(self, dyno_id: str) -> None:
         """Record the stop. See `Launcher.stop`."""
         self.stopped.append(dyno_id)

@@ -125,6 +125,10 @@ class CrowdLauncher:
         )
         return dyno
 
+    def usd_per_hour(self, size: str | None, app: str | None) -> float:
+        """Nothing. See `Launcher.usd_per_hour`."""
+        return 0.0
+
     async def stop(self, dyno_id: str) -> None:
         """Let the crowd end the agent. See `Launcher.stop`."""
         if self.dynos.pop(dyno_id, None) is not None:

@@ -1,4 +1,4 @@
-"""`python -m mcp_servers.code_exec`: serve on stdin and stdout until stdin ends.
+"""`python -m mcp_servers.code_exec [LANGUAGE]`: serve on stdin and stdout until stdin ends.
 
 The only place that reads the environment and that ends the process.
 """
@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from mcp_servers.code_exec.languages import DEFAULT, LANGUAGES
+from mcp_servers.code_exec.languages.base import MissingLanguageError
 from mcp_servers.code_exec.server import build
 from mcp_servers.code_exec.session import Session
 from mcp_servers.code_exec.settings import BadSettingError, limits_from
@@ -19,7 +21,11 @@ from mcp_servers.code_exec.settings import BadSettingError, limits_from
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mcp_servers.code_exec.languages.base import Language
     from mcp_servers.code_exec.settings import Limits
+
+BAD_USAGE = 64
+"""Exit code, EX_USAGE of sysexits.h."""
 
 BAD_SETTING = 78
 """Exit code, EX_CONFIG of sysexits.h: restarting will not help."""
@@ -30,15 +36,24 @@ _PR_SET_DUMPABLE = 4
 
 
 def main() -> None:
-    """Run the server; exits with 78 and a line on stderr if a setting is unusable."""
+    """Run the server.
+
+    Exits with a line on stderr: with 64 if there is no such language, with 78 if a setting is
+    unusable or the language is not on this machine.
+    """
     environment = dict(os.environ)
+    find = LANGUAGES.get(" ".join(sys.argv[1:]) or DEFAULT)
+    if find is None:
+        sys.stderr.write(f"usage: python -m mcp_servers.code_exec [{'|'.join(LANGUAGES)}]\n")
+        raise SystemExit(BAD_USAGE)
     try:
+        language = find(environment)
         limits = limits_from(environment)
-    except BadSettingError as error:
+    except (BadSettingError, MissingLanguageError) as error:
         sys.stderr.write(f"code_exec: {error}\n")
         raise SystemExit(BAD_SETTING) from error
     _close_proc()
-    asyncio.run(_serve(limits, environment))
+    asyncio.run(_serve(language, limits, environment))
 
 
 def _close_proc() -> None:
@@ -50,13 +65,13 @@ def _close_proc() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-async def _serve(limits: Limits, environment: Mapping[str, str]) -> None:
-    session = Session(limits, environment)
+async def _serve(language: Language, limits: Limits, environment: Mapping[str, str]) -> None:
+    session = Session(language, limits, environment)
     loop = asyncio.get_running_loop()
     for number in ENDING:
         loop.add_signal_handler(number, _end, session, number)
     try:
-        await build(session, limits).run_stdio_async()
+        await build(session, language, limits).run_stdio_async()
     finally:
         session.close()
 

@@ -1,7 +1,7 @@
 """Run a command as a process group of its own: bounded time, bounded output, nothing left behind.
 
 Linux only: exits are seen through pidfds, and the kernel is told to kill the group when this
-process dies. Knows neither MCP nor Python code nor pip.
+process dies. Knows neither MCP nor any language.
 """
 
 from __future__ import annotations

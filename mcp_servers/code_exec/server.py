@@ -1,22 +1,18 @@
 """The MCP side: one tool, its schema, its progress and the shape of its result."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
-from mcp_servers.code_exec.session import Execution  # noqa: TC001 - pydantic reads it
-
-if TYPE_CHECKING:
-    from mcp_servers.code_exec.session import Session
-    from mcp_servers.code_exec.settings import Limits
+from mcp_servers.code_exec.languages.base import Language
+from mcp_servers.code_exec.session import Execution, Session
+from mcp_servers.code_exec.settings import Limits
 
 
 class Envelope(TypedDict):
@@ -24,30 +20,6 @@ class Envelope(TypedDict):
 
     result: Execution
 
-
-Code = Annotated[
-    str,
-    Field(
-        description=(
-            "A complete Python program. It runs as a script in a new process, so variables of"
-            " earlier calls are gone; files in the working directory are kept for the session."
-            " print() what you want to see. There is no input: stdin is empty."
-        ),
-        examples=["import numpy as np; print(np.random.rand(50).tolist())"],
-    ),
-]
-
-Packages = Annotated[
-    list[str] | None,
-    Field(
-        description=(
-            "PyPI packages that the code imports and the standard library lacks, as pip"
-            " requirements: a name, with extras and versions if need be. They stay installed for"
-            " the session; naming them again costs nothing."
-        ),
-        examples=[["numpy"], ["pandas>=2,<3", "httpx[http2]"]],
-    ),
-]
 
 UseTempDir = Annotated[
     bool,
@@ -62,33 +34,37 @@ UseTempDir = Annotated[
 Returned = Annotated[CallToolResult, Envelope]
 
 
-def build(session: Session, limits: Limits) -> MCPServer:
-    """A server whose tool runs code in the session."""
+def build(session: Session, language: Language, limits: Limits) -> MCPServer:
+    """A server whose tool runs code in the session.
+
+    Args:
+        session: What runs the code.
+        language: What the tool is named for, and described by.
+        limits: What its description says about them.
+    """
+    words = language.words
     server = MCPServer(
-        "code-exec-python",
-        instructions="Runs Python code in a process of its own and returns what it printed.",
+        f"code-exec-{language.name}",
+        instructions=(
+            f"Runs {words.title} code in a process of its own and returns what it printed."
+        ),
         log_level="WARNING",  # stderr is the operator's; a call is no news
     )
-
-    @server.tool(
-        description=(
-            "Run Python code and return its exit status, stdout and stderr. Installs the packages"
-            f" it needs first. The code may run for {limits.timeout_s:g} s; each stream is cut at"
-            f" {limits.max_output_bytes} bytes. returncode 0 means success, -2 a time-out; if"
-            " packages cannot be installed, the code is not run and stderr says why."
-        ),
-        annotations=ToolAnnotations(
-            title="Run Python code",
-            read_only_hint=False,
-            destructive_hint=True,
-            idempotent_hint=False,
-            open_world_hint=True,
-        ),
+    code_text = (
+        f"A complete {words.title} program. It runs as a script in a new process, so variables of"
+        " earlier calls are gone; files in the working directory are kept for the session."
+        f" {words.show} what you want to see. There is no input: stdin is empty."
     )
-    async def code_exec_python(
-        code: Code,
+    packages_text = (
+        f"{words.packages} They stay installed for the session; naming them again costs nothing."
+    )
+
+    async def execute(
+        code: Annotated[str, Field(description=code_text, examples=[words.code])],
         ctx: Context[Any, Any],
-        packages: Packages = None,
+        packages: Annotated[
+            list[str] | None, Field(description=packages_text, examples=words.requirements)
+        ] = None,
         use_temp_dir: UseTempDir = False,
     ) -> Returned:
         steps = itertools.count(1)
@@ -109,4 +85,21 @@ def build(session: Session, limits: Limits) -> MCPServer:
             structured_content={"result": result},
         )
 
+    execute.__name__ = f"code_exec_{language.name}"  # the schema's title is made of it
+    server.add_tool(
+        execute,
+        description=(
+            f"Run {words.title} code and return its exit status, stdout and stderr. Installs the"
+            f" packages it needs first. The code may run for {limits.timeout_s:g} s; each stream is"
+            f" cut at {limits.max_output_bytes} bytes. returncode 0 means success, -2 a time-out;"
+            " if packages cannot be installed, the code is not run and stderr says why."
+        ),
+        annotations=ToolAnnotations(
+            title=f"Run {words.title} code",
+            read_only_hint=False,
+            destructive_hint=True,
+            idempotent_hint=False,
+            open_world_hint=True,
+        ),
+    )
     return server

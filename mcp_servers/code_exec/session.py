@@ -1,11 +1,10 @@
 """One session: its scratch directory, its packages, and how a call runs in it.
 
-Knows how Python is started and what a result looks like; knows nothing of MCP.
+Knows what a result looks like; knows nothing of MCP.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mcp_servers.code_exec.settings import INSTALL_TIMEOUT, TIMEOUT
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from mcp_servers.code_exec.languages.base import Language
     from mcp_servers.code_exec.requirements import Requirement
     from mcp_servers.code_exec.runner import Finished
     from mcp_servers.code_exec.settings import Limits
@@ -28,7 +28,7 @@ TIMED_OUT = -2
 """The return code Heroku's reference servers give for a time-out; no process ends with it here."""
 
 REFUSED = 1
-"""The return code for packages that are not even given to pip; pip's own for bad arguments."""
+"""The return code for packages that are not even given to the installer; pip's own for bad ones."""
 
 INTERNAL_PREFIX = "RENDEZVOUS_"
 """Names of variables that belong to the gateway's agent; user code never sees them."""
@@ -39,7 +39,7 @@ class Execution:
     """What a call returns; the shape is the reference servers'.
 
     Attributes:
-        returncode: The exit status; `TIMED_OUT`, `REFUSED`, or pip's if that failed.
+        returncode: The exit status; `TIMED_OUT`, `REFUSED`, or the installer's if that failed.
         stdout: What was printed, without white space around it.
         stderr: Likewise, or why nothing was run.
     """
@@ -53,11 +53,13 @@ class Session:
     """The files, packages and processes of one client; must be made in a running loop.
 
     Args:
+        language: What the code is written in.
         limits: What a call may use.
         environment: The server's environment, which the code inherits but for internal names.
     """
 
-    def __init__(self, limits: Limits, environment: Mapping[str, str]) -> None:
+    def __init__(self, language: Language, limits: Limits, environment: Mapping[str, str]) -> None:
+        self._language = language
         self._limits = limits
         self._variables = {
             name: value
@@ -70,6 +72,7 @@ class Session:
             directory.mkdir()
         self._runner = Runner(limits.max_output_bytes)
         self._installer = Installer(
+            language,
             self._runner,
             packages,
             seconds=limits.install_timeout_s,
@@ -87,19 +90,20 @@ class Session:
         """Install the packages, then run the code.
 
         Args:
-            code: The text of a module.
-            packages: Requirements such as `"numpy"` or `"pandas>=2"`.
+            code: The text of a program.
+            packages: Requirements such as `"numpy"` or `"rack:~> 3.1"`.
             use_temp_dir: Work in a new directory that is removed afterwards.
             tell: Awaited with a line for people at each step.
 
         Returns:
-            How the code ended; or why it was not run, with pip's or our own words in `stderr`.
+            How the code ended; or why it was not run: the installer's or our own words in
+            `stderr`.
 
         Raises:
             OSError: No process could be started or no file written.
         """
         try:
-            requirements = parse_all(packages)
+            requirements = parse_all(packages, self._language.parse)
         except BadRequirementError as error:
             text = f"Error: {error}. Nothing was run."
             return Execution(returncode=REFUSED, stdout="", stderr=text)
@@ -108,7 +112,7 @@ class Session:
             return failed
         await tell("running")
         with tempfile.TemporaryDirectory(dir=self._calls, ignore_cleanup_errors=True) as call:
-            finished = await self._run(code, Path(call), use_temp_dir=use_temp_dir)
+            finished = await self._run(code, requirements, Path(call), use_temp_dir=use_temp_dir)
         return _execution(finished, _timeout_text("Execution", self._limits.timeout_s, TIMEOUT))
 
     def close(self) -> None:
@@ -131,30 +135,22 @@ class Session:
             stderr=execution.stderr or execution.stdout,
         )
 
-    async def _run(self, code: str, call: Path, *, use_temp_dir: bool) -> Finished:
+    async def _run(
+        self, code: str, requirements: Sequence[Requirement], call: Path, *, use_temp_dir: bool
+    ) -> Finished:
         # A file: no limit on its size, source lines in tracebacks, and multiprocessing can import
         # it. Beside the working directory, so that no name of ours is in the user's way.
-        script = call / "main.py"
+        script = call / self._language.script
         script.write_bytes(code.encode("utf-8", "surrogatepass"))
         work = call / "work" if use_temp_dir else self._scratch
         work.mkdir(exist_ok=True)
-        environment = self._installer.current
+        command = self._installer.current.run(script, work, requirements, self._variables)
         return await self._runner.run(
-            [environment.python, script],
+            command.words,
             cwd=work,
-            environment=_for_python(environment.activate(self._variables), work),
+            environment=command.variables,
             seconds=self._limits.timeout_s,
         )
-
-
-def _for_python(variables: Mapping[str, str], work: Path) -> dict[str, str]:
-    path = [str(work), *filter(None, [variables.get("PYTHONPATH")])]
-    return {
-        **variables,
-        "PYTHONPATH": os.pathsep.join(path),  # so that code imports what earlier code has written
-        "PYTHONUNBUFFERED": "1",  # what was printed before a time-out is there
-        "PYTHONUTF8": "1",  # whatever the locale: the result is JSON
-    }
 
 
 def _timeout_text(what: str, seconds: float, variable: str) -> str:

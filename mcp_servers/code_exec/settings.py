@@ -34,7 +34,7 @@ class Limits:
 
     Attributes:
         timeout_s: Seconds that the code may run; packages are not counted in.
-        install_timeout_s: Seconds that one run of pip may take.
+        install_timeout_s: Seconds that one install may take.
         max_output_bytes: Bytes kept of stdout, and as many of stderr.
     """
 

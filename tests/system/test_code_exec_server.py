@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ BOUND_S = 60.0
 
 INSTALL_BOUND_S = 180.0
 """Seconds for a test that installs from the index."""
+
+needs_ruby = pytest.mark.skipif(shutil.which("ruby") is None, reason="no `ruby` on the PATH")
 
 MODES = ("legacy", "auto")
 """How the client agrees on a revision: by `initialize`, or by `server/discover` if it is there."""
@@ -67,12 +70,16 @@ def sessions(tmp_path: Path) -> list[Path]:
 
 @asynccontextmanager
 async def connected(
-    tmp_path: Path, mode: str = "legacy", within: float = BOUND_S, **settings: str
+    tmp_path: Path,
+    mode: str = "legacy",
+    within: float = BOUND_S,
+    language: str | None = None,
+    **settings: str,
 ) -> AsyncIterator[Client]:
     """A client and its own server; afterwards nothing of the session is left on disk."""
     parameters = StdioServerParameters(
         command=sys.executable,
-        args=["-m", "mcp_servers.code_exec"],
+        args=["-m", "mcp_servers.code_exec", *([language] if language else [])],
         cwd=REPOSITORY,
         env=environment(tmp_path, **settings),
     )
@@ -366,17 +373,128 @@ async def test_end_of_the_server_is_the_end_of_the_code(
     process.stdin.close()
 
 
-async def test_bad_setting_is_named_and_the_server_does_not_start(tmp_path: Path) -> None:
+async def refusal(tmp_path: Path, *arguments: str, **settings: str) -> tuple[int | None, str]:
+    """Exit status and stderr of a server that does not start."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "mcp_servers.code_exec"),
+        *("-m", "mcp_servers.code_exec", *arguments),
         cwd=REPOSITORY,
-        env=environment(tmp_path, CODE_EXEC_TIMEOUT_S="soon"),
+        env=environment(tmp_path, **settings),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     async with asyncio.timeout(BOUND_S):
         stdout, stderr = await process.communicate()
-    assert (process.returncode, stdout) == (78, b"")
-    assert b"CODE_EXEC_TIMEOUT_S='soon'" in stderr
+    assert stdout == b""
+    return process.returncode, stderr.decode()
+
+
+async def test_bad_setting_is_named_and_the_server_does_not_start(tmp_path: Path) -> None:
+    status, said = await refusal(tmp_path, CODE_EXEC_TIMEOUT_S="soon")
+    assert status == 78
+    assert "CODE_EXEC_TIMEOUT_S='soon'" in said
+
+
+async def test_unknown_language_is_bad_usage(tmp_path: Path) -> None:
+    status, said = await refusal(tmp_path, "cobol")
+    assert (status, said) == (64, "usage: python -m mcp_servers.code_exec [python|ruby]\n")
+
+
+async def test_server_of_a_language_that_is_missing_does_not_start(tmp_path: Path) -> None:
+    status, said = await refusal(tmp_path, "ruby", PATH=str(tmp_path))
+    assert status == 78
+    assert said.startswith("code_exec: there is no `ruby` on the PATH")
+
+
+# -- Ruby ------------------------------------------------------------------------------------------
+
+
+RUBY_HEREDOC = r"""
+{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"0.1.0","capabilities":{},"clientInfo":{"name":"test","version":"1.0.0"}}}
+{"jsonrpc":"2.0","method":"notifications/initialized","params":{}}
+{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"code_exec_ruby","arguments":{"code":"puts Array.new(100) { rand(1..100) }.join(\", \")","packages":[]}}}
+"""  # noqa: E501 - word for word what Heroku's reference has
+"""The direct call of the Ruby reference's README."""
+
+RUBY_FAMILY = """
+grandchild = spawn("sleep", "600")
+File.write("{told}.new", "#{{$$}} #{{Process.ppid}} #{{grandchild}}")
+File.rename("{told}.new", "{told}")
+sleep 600
+"""
+
+
+async def test_ruby_s_tool_has_the_same_arguments_and_result(tmp_path: Path) -> None:
+    """Any program called `ruby` will do: none is run."""
+    fake = tmp_path / "bin" / "ruby"
+    fake.parent.mkdir()
+    fake.touch(mode=0o755)
+    async with connected(tmp_path) as client:
+        (python,) = (await client.list_tools()).tools
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    async with connected(tmp_path, language="ruby", PATH=path) as client:
+        (ruby,) = (await client.list_tools()).tools
+    assert (ruby.name, ruby.input_schema["title"]) == ("code_exec_ruby", "code_exec_rubyArguments")
+    assert bare(ruby.input_schema) == bare(python.input_schema)
+    assert ruby.output_schema == python.output_schema
+
+
+def bare(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without what is for people."""
+    told = {"description", "examples", "title"}
+    return {
+        name: {
+            argument: {key: value for key, value in about.items() if key not in told}
+            for argument, about in part.items()
+        }
+        if name == "properties"
+        else part
+        for name, part in schema.items()
+        if name not in told
+    }
+
+
+@needs_ruby
+@pytest.mark.parametrize("mode", MODES)
+async def test_ruby_code_runs(tmp_path: Path, mode: str) -> None:
+    async with connected(tmp_path, mode, language="ruby") as client:
+        arguments = {"code": "puts 'ünïcode'", "packages": None, "use_temp_dir": True}
+        answer = await client.call_tool("code_exec_ruby", arguments)
+    assert result_of(answer) == {"returncode": 0, "stdout": "ünïcode", "stderr": ""}
+
+
+@needs_ruby
+async def test_heredoc_of_the_ruby_reference_is_answered(tmp_path: Path) -> None:
+    server = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "mcp_servers.code_exec", "ruby"),
+        cwd=REPOSITORY,
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    async with asyncio.timeout(BOUND_S):
+        server.stdin.write(RUBY_HEREDOC.encode())
+        answers = [json.loads(await server.stdout.readline()) for _ in range(2)]
+        server.stdin.close()
+        assert await server.wait() == 0
+    result = answers[1]["result"]["structuredContent"]["result"]
+    assert (result["returncode"], result["stderr"]) == (0, "")
+    assert len(result["stdout"].split(", ")) == 100
+
+
+@needs_ruby
+async def test_cancelled_ruby_call_leaves_no_process(tmp_path: Path) -> None:
+    told = tmp_path / "pids"
+    async with connected(tmp_path, language="ruby") as client:
+        arguments = {"code": RUBY_FAMILY.format(told=told)}
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(client.call_tool("code_exec_ruby", arguments))
+            code, server, grandchild = await family(told)
+            call.cancel()
+        await until(lambda: not psutil.pid_exists(code) and not is_alive(grandchild))
+        assert is_alive(server)

@@ -1,4 +1,4 @@
-"""The parts of the bundled code execution server: limits, requirements, runner, installer."""
+"""The parts of the bundled code execution server, with Python as the language."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcp_servers.code_exec.installer import Installer
+from mcp_servers.code_exec.languages.python import Python, PythonEnvironment
 from mcp_servers.code_exec.requirements import (
     MOST_PACKAGES,
     BadRequirementError,
     Requirement,
-    parse,
     parse_all,
 )
 from mcp_servers.code_exec.runner import Capture, Finished, Runner
@@ -111,7 +111,7 @@ def test_bad_output_limit_is_refused_by_name(value: str) -> None:
     ],
 )
 def test_names_extras_and_versions_are_let_through(text: str, name: str) -> None:
-    assert parse(text) == Requirement(text.strip(), name)
+    assert Python().parse(text) == Requirement(text.strip(), name)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_names_extras_and_versions_are_let_through(text: str, name: str) -> None
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(BadRequirementError, match="is not a package of the index"):
-        parse(text)
+        Python().parse(text)
 
 
 @given(st.text(alphabet="ab1-_.[],=<>~! @/:;+*\n", max_size=12))
 def test_what_is_let_through_can_be_neither_option_nor_path_nor_url(text: str) -> None:
     try:
-        passed = parse(text).text
+        passed = Python().parse(text).text
     except BadRequirementError:
         return
     assert re.match(r"[A-Za-z0-9]", passed)
@@ -158,12 +158,15 @@ def test_what_is_let_through_can_be_neither_option_nor_path_nor_url(text: str) -
 
 
 def test_equal_requirements_become_one() -> None:
-    assert parse_all(["b", "a", "b"]) == [Requirement("b", "b"), Requirement("a", "a")]
+    assert parse_all(["b", "a", "b"], Python().parse) == [
+        Requirement("b", "b"),
+        Requirement("a", "a"),
+    ]
 
 
 def test_too_many_requirements_are_refused() -> None:
     with pytest.raises(BadRequirementError, match=str(MOST_PACKAGES)):
-        parse_all([f"p{number}" for number in range(MOST_PACKAGES + 1)])
+        parse_all([f"p{number}" for number in range(MOST_PACKAGES + 1)], Python().parse)
 
 
 # -- capture ---------------------------------------------------------------------------------------
@@ -370,7 +373,7 @@ async def pip() -> FakePip:
 
 @pytest.fixture
 async def installer(pip: FakePip, tmp_path: Path) -> Installer:
-    return Installer(pip, tmp_path, seconds=1, variables={"PATH": "/usr/bin"})
+    return Installer(Python(), pip, tmp_path, seconds=1, variables={"PATH": "/usr/bin"})
 
 
 async def silent(_line: str) -> None:
@@ -381,7 +384,7 @@ async def ensure(
     installer: Installer, *texts: str, tell: Callable[[str], Awaitable[None]] = silent
 ) -> Finished | None:
     async with asyncio.timeout(BOUND_S):
-        return await installer.ensure(parse_all(texts), tell)
+        return await installer.ensure(parse_all(texts, Python().parse), tell)
 
 
 async def test_package_is_installed_once(installer: Installer, pip: FakePip) -> None:
@@ -428,6 +431,7 @@ async def test_killed_install_is_made_good_in_a_new_environment(
     assert await ensure(installer, "b==2", "c") is None
     assert pip.asked[2] == ["a", "b==2", "c"]
     assert pip.pythons[2] != pip.pythons[1]
+    assert isinstance(installer.current, PythonEnvironment)
     assert installer.current.python == pip.pythons[2]
 
 
@@ -491,7 +495,7 @@ async def test_pip_works_in_the_session_directory(
 async def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Session]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     variables = {**os.environ, "RENDEZVOUS_JOIN_TOKEN": "internal", "KEPT": "yes"}
-    session = Session(Limits(max_output_bytes=4096), variables)
+    session = Session(Python(), Limits(max_output_bytes=4096), variables)
     yield session
     session.close()
     assert names_in(tmp_path) == []
@@ -561,7 +565,7 @@ async def test_pip_that_is_too_slow_is_a_time_out_that_names_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    session = Session(Limits(install_timeout_s=0.001), dict(os.environ))
+    session = Session(Python(), Limits(install_timeout_s=0.001), dict(os.environ))
     try:
         execution = await execute(session, "print(1)", "numpy")
     finally:

@@ -6,6 +6,8 @@ socket), *feed* (messages to the child's stdin), *listen* (its stdout), *overhea
 does, acknowledgements keep moving, so the two sides cannot block each other.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import hashlib
@@ -14,14 +16,14 @@ import logging
 import platform
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from dyno_agent import __version__
 from dyno_agent.child import PIPE_LINGER_S, Child, ExitReport, SpawnFailed
-from dyno_agent.config import Config
+from dyno_agent.compat import TaskGroup, timeout
 from dyno_agent.deadman import DeadMan
-from dyno_agent.dialer import Attachment, Backoff, Refused, Unreachable, dial
+from dyno_agent.dialer import Abort, Attachment, Backoff, Refused, Unreachable, dial
 from dyno_agent.faces import FACES, Face, Moves
 from dyno_agent.hardening import harden
 from dyno_agent.link import (
@@ -37,6 +39,11 @@ from dyno_agent.link import (
 from dyno_agent.link.resumption import Replayed
 from dyno_agent.retained import Retained
 from dyno_agent.stdio import Oversized
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dyno_agent.config import Config
 
 log = logging.getLogger("dyno_agent")
 
@@ -77,6 +84,7 @@ class Agent:
         self._forsaken = False  # no gateway will ever hold this agent again
         self._dropped_lines = 0
         self._capsule = ""
+        self._drop: Abort = lambda: None
         self._retained = Retained()
 
     async def run(self) -> int:
@@ -86,6 +94,7 @@ class Agent:
         except (Refused, Unreachable) as error:
             log.warning("could not join the gateway: %s", error)
             return NEVER_JOINED
+        self._drop = lambda: None
         welcome = first.welcome
         if welcome.child is None:
             log.warning("the gateway did not say what to run")
@@ -94,7 +103,7 @@ class Agent:
         self._grace_s = welcome.grace_s
         self._endpoint = Endpoint(welcome.limits, now=time.monotonic(), on_taken=self._gateway_took)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue(welcome.limits.window_frames)
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             link = [tasks.create_task(self._hold(first)), tasks.create_task(self._tend())]
             status = await self._serve(welcome.child)
             for task in link:
@@ -106,6 +115,7 @@ class Agent:
         if not self._over.is_set():
             self._why_over = why
             self._over.set()
+            self._drop()
 
     # The link
 
@@ -114,13 +124,27 @@ class Agent:
         backoff = Backoff()
         while True:
             try:
-                return await dial(self._config.url, self._config.join_token, self._hello("join"))
-            except Unreachable as error:
+                return await dial(
+                    self._config.url,
+                    self._config.join_token,
+                    self._hello("join"),
+                    parked=self._parked,
+                )
+            except Unreachable as error:  # noqa: PERF203 - between two tries it waits
+                self._deadman.lost(time.monotonic())
                 pause_s = backoff.wait_s()
                 if self._deadman.remaining(time.monotonic()) <= pause_s:
                     raise
                 log.info("no gateway yet: %s; again in %.1f s", error, pause_s)
                 await self._pause(pause_s)
+
+    def _parked(self, abort: Abort) -> None:
+        """The gateway lets this agent wait: somebody holds it, though it has no session yet."""
+        if self._deadman.parted is not None:
+            log.info("parked, until a session wants this dyno")
+        self._deadman.attached(self._config.start_deadline_s)
+        self._drop = abort
+        harden()
 
     def _hello(self, kind: str) -> Hello:
         hello = Hello(
@@ -215,7 +239,7 @@ class Agent:
             Unreachable: the agent was asked to leave meanwhile.
         """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
+            async with timeout(pause_s):
                 await self._over.wait()
             raise Unreachable(self._why_over)
 
@@ -227,15 +251,16 @@ class Agent:
         self._endpoint.consumed(message)
         if message.channel is not Channel.CMD:
             return
-        match _command(message.payload):
-            case {"do": "stop"}:
-                self.leave("stop")
-            case {"do": "routed", "seq": int(seq), "to": where, "at": int(position)}:
-                self._retained.routed(seq, _label(where), position)
-            case {"do": "replay", "ticket": int(ticket), "to": where, "after": int(after)}:
-                self._replay(ticket, _label(where), after)
-            case unknown:
-                log.info("a later gateway wants what this agent cannot do: %.80s", unknown)
+        command = _command(message.payload)
+        do = command.get("do")
+        if do == "stop":
+            self.leave("stop")
+        elif do == "routed" and _names(command, "seq", "at"):
+            self._retained.routed(command["seq"], _label(command["to"]), command["at"])
+        elif do == "replay" and _names(command, "ticket", "after"):
+            self._replay(command["ticket"], _label(command["to"]), command["after"])
+        else:
+            log.info("a later gateway wants what this agent cannot do: %.80s", command)
 
     def _replay(self, ticket: int, where: str | None, after: int) -> None:
         """Send again what a client stream has missed, and say that this was all."""
@@ -257,7 +282,7 @@ class Agent:
             deadline = self._endpoint.deadline()
             patience = None if deadline is None else max(0.0, deadline - time.monotonic())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience):
+                async with timeout(patience):
                     await self._wake.wait()
             self._wake.clear()
             if self._attachment is not None:
@@ -276,7 +301,7 @@ class Agent:
             if not frames:
                 return
             try:
-                async with asyncio.timeout(self._endpoint.limits.dead_s):
+                async with timeout(self._endpoint.limits.dead_s):
                     for frame in frames:
                         await attachment.send(frame)
             except TimeoutError:
@@ -308,7 +333,7 @@ class Agent:
         report = await self._relay(child, FACES[spec.face]())
         with contextlib.suppress(TimeoutError):
             # The report is urgent and would overtake answers that still wait for credit.
-            async with asyncio.timeout(LAST_WORD_S):
+            async with timeout(LAST_WORD_S):
                 while self._endpoint.backlog(Channel.RPC) and not self._forsaken:
                     await self._until_heard()
         self._send(Channel.EVENT, {"event": "exited", "why": self._why_over, **asdict(report)})
@@ -317,7 +342,7 @@ class Agent:
 
     async def _relay(self, child: Child, face: Face) -> ExitReport:
         """Move messages both ways until the child exits or must go."""
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             feed = tasks.create_task(self._feed(child, face))
             listen = tasks.create_task(self._listen(child, face))
             overhear = tasks.create_task(self._overhear(child))
@@ -386,7 +411,7 @@ class Agent:
     async def _last_word(self) -> None:
         """Wait until the gateway has taken over everything, then close."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORD_S):
+            async with timeout(LAST_WORD_S):
                 while not self._endpoint.settled and not self._forsaken:
                     await self._until_heard()
         if self._attachment is not None:
@@ -397,9 +422,15 @@ def _label(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _command(payload: bytes) -> object:
+def _command(payload: bytes) -> dict[str, Any]:
     """Read what the gateway wants done; a later gateway may want what this agent cannot do."""
     try:
-        return json.loads(payload)
+        document = json.loads(payload)
     except ValueError as error:
         raise ProtocolViolation("a command that is not JSON") from error
+    return document if isinstance(document, dict) else {}
+
+
+def _names(command: dict[str, Any], *numbers: str) -> bool:
+    """Tell whether a command says to which stream, and holds these numbers."""
+    return "to" in command and all(isinstance(command.get(name), int) for name in numbers)

@@ -4,17 +4,24 @@ It knows nothing of links and sessions. The child runs in a process group of its
 whatever it starts can be ended with it.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING
 
+from dyno_agent.compat import timeout
 from dyno_agent.hardening import die_with_parent
-from dyno_agent.link import ChildSpec
+from dyno_agent.slots import SLOTS
 from dyno_agent.stdio import LineSplitter, Oversized
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from dyno_agent.link import ChildSpec
 
 CHUNK_BYTES = 256 * 1024
 """Read from a pipe at once: four pipe buffers, so that a large message takes few wake-ups."""
@@ -34,7 +41,7 @@ class SpawnFailed(Exception):
     """The command could not be started; the message says why, for people."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class ExitReport:
     """How a child ended.
 
@@ -96,7 +103,7 @@ class Child:
         self._asked = False
 
     @classmethod
-    async def spawn(cls, spec: ChildSpec, environment: Mapping[str, str]) -> Self:
+    async def spawn(cls, spec: ChildSpec, environment: Mapping[str, str]) -> Child:
         """Start the command, without a shell, in its own session and process group.
 
         Args:
@@ -197,7 +204,7 @@ class Child:
             self._asked = True
             climb()
             try:
-                async with asyncio.timeout(patience_s):
+                async with timeout(patience_s):
                     await self._exited.wait()
             except TimeoutError:
                 continue

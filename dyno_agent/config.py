@@ -1,13 +1,24 @@
 """The agent's environment: read once, then removed so that no child inherits it."""
 
-from collections.abc import MutableMapping
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from dyno_agent.slots import SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 PREFIX = "RENDEZVOUS_"
 URL = "RENDEZVOUS_URL"
 JOIN_TOKEN = "RENDEZVOUS_JOIN_TOKEN"  # noqa: S105 - the variable's name
 START_DEADLINE = "RENDEZVOUS_START_DEADLINE_S"
+HIDE = "RENDEZVOUS_HIDE"
+"""Names of further variables that no child may see, separated by commas."""
+FETCHED = "RENDEZVOUS_FETCHED"
+"""The file that holds the agent, when the dyno's command has fetched it from the gateway."""
 LONGEST_DEADLINE_S = 86_400
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -16,7 +27,7 @@ class ConfigError(Exception):
     """A variable is missing or wrong; the message names it and says what it should hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class Config:
     """What an agent must know before it has spoken to a gateway.
 
@@ -39,12 +50,14 @@ class Config:
 
 
 def take_config(environment: MutableMapping[str, str]) -> Config:
-    """Read the configuration and remove it from the environment.
+    """Read the configuration and remove it from the environment, and with it what it hides.
 
     Raises:
         ConfigError: names the variable.
     """
     taken = {name: environment.pop(name) for name in list(environment) if name.startswith(PREFIX)}
+    for name in taken.get(HIDE, "").split(","):
+        environment.pop(name.strip(), None)
     url, token = taken.get(URL, ""), taken.get(JOIN_TOKEN, "")
     try:
         parts = urlsplit(url)

@@ -1,9 +1,13 @@
 """When an agent that nobody holds must leave. Pure: times in, answer out."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
+from dyno_agent.slots import SLOTS
 
-@dataclass(slots=True)
+
+@dataclass(**SLOTS)
 class DeadMan:
     """The agent's own clock against being forgotten.
 

@@ -1,14 +1,18 @@
 """Open the WebSocket to a gateway: one attachment a call, and how long to wait between calls."""
 
+from __future__ import annotations
+
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
+from dyno_agent.compat import timeout
 from dyno_agent.link import (
     CAPSULE_HEADER,
     PATH,
@@ -19,7 +23,12 @@ from dyno_agent.link import (
     Welcome,
 )
 from dyno_agent.link.closing import is_retriable
-from dyno_agent.link.limits import HANDSHAKE_S, WELCOME_BYTES
+from dyno_agent.link.handshake import is_parked
+from dyno_agent.link.limits import HANDSHAKE_S, PARKED_DEAD_S, WELCOME_BYTES
+from dyno_agent.slots import SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 OPEN_S = 10.0
 """Connect, TLS and upgrade. A router that needs longer is better tried again."""
@@ -43,7 +52,7 @@ class Unreachable(Exception):
     """No attachment this time; dial again."""
 
 
-@dataclass(slots=True)
+@dataclass(**SLOTS)
 class Backoff:
     """How long to wait before the next dial. Make a new one once an attachment was useful.
 
@@ -104,7 +113,7 @@ class Attachment:
     async def close(self, code: CloseCode) -> None:
         """Close with one of the link's codes; a peer that does not read is cut off."""
         try:
-            async with asyncio.timeout(2 * HANDSHAKE_S):
+            async with timeout(2 * HANDSHAKE_S):
                 await self._connection.close(code, code.sentence)
         except TimeoutError:
             self.abort()
@@ -114,7 +123,16 @@ class Attachment:
         self._connection.transport.abort()
 
 
-async def dial(base_url: str, credential: str, hello: Hello, capsule: str = "") -> Attachment:
+Abort = Callable[[], None]
+
+
+async def dial(
+    base_url: str,
+    credential: str,
+    hello: Hello,
+    capsule: str = "",
+    parked: Callable[[Abort], None] | None = None,
+) -> Attachment:
     """Dial the gateway and shake hands.
 
     Args:
@@ -122,6 +140,8 @@ async def dial(base_url: str, credential: str, hello: Hello, capsule: str = "") 
         credential: join token or resume credential; travels in the Authorization header.
         hello: what to say first.
         capsule: what the last gateway gave, for one that does not know the session.
+        parked: called when the gateway lets this agent wait for its session, with what drops the
+            connection; the wait has no end of its own.
 
     Raises:
         Refused: token refused, protocol refused: do not dial again.
@@ -148,17 +168,26 @@ async def dial(base_url: str, credential: str, hello: Hello, capsule: str = "") 
         if status in TERMINAL_STATUS:
             raise Refused(f"the gateway answered HTTP {status}") from error
         raise Unreachable(f"HTTP {status}") from error
-    except (OSError, TimeoutError, WebSocketException) as error:
+    except (OSError, asyncio.TimeoutError, WebSocketException) as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
-    return await _shake_hands(connection, hello)
+    return await _shake_hands(connection, hello, parked)
 
 
-async def _shake_hands(connection: ClientConnection, hello: Hello) -> Attachment:
+async def _shake_hands(
+    connection: ClientConnection, hello: Hello, parked: Callable[[Abort], None] | None
+) -> Attachment:
+    patience_s = HANDSHAKE_S
     try:
-        async with asyncio.timeout(HANDSHAKE_S):
+        async with timeout(HANDSHAKE_S):
             await connection.send(hello.encode())
-            answer = await connection.recv()
-        text = answer if isinstance(answer, str) else ""
+        while True:
+            async with timeout(patience_s):
+                answer = await connection.recv()
+            text = answer if isinstance(answer, str) else ""
+            if parked is None or not is_parked(text):
+                break
+            parked(connection.transport.abort)
+            patience_s = PARKED_DEAD_S
         return Attachment(connection, Welcome.decode(text))
     except ConnectionClosed as error:
         code = connection.close_code or 1006

@@ -5,6 +5,8 @@ the initial environment even after `os.environ.pop`, so the join token is also b
 child exists.
 """
 
+from __future__ import annotations
+
 import ctypes
 import resource
 import signal

@@ -5,14 +5,20 @@ has let go of a message. The agent outlives both: it knows which requests the ch
 answered, and it keeps what the gateway has taken over for a while longer.
 """
 
+from __future__ import annotations
+
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from dyno_agent.link import Message
 from dyno_agent.link.resumption import MAX_ID, Id, RunningCall, digest, label, pages, position
+from dyno_agent.slots import SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dyno_agent.link import Message
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,7 +53,7 @@ class _Kept(NamedTuple):
     until: float
 
 
-@dataclass(slots=True)
+@dataclass(**SLOTS)
 class _Call:
     method: str
     tool: str | None
@@ -251,7 +257,7 @@ def _remember(table: dict[K, V], key: K, value: V, most: int = MAX_CALLS) -> Non
 
 
 def _id_of(value: object) -> Id | None:
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
         return None
     return value if isinstance(value, int) or len(value) <= MAX_ID else None
 

@@ -4,6 +4,8 @@ Pure. Lines are split on LF only, as the specification says: `str.splitlines` wo
 U+2028 and other characters that are legal inside JSON.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 

@@ -11,12 +11,12 @@ waits until the others have been answered. What no rule can tell is an ask of a 
 has left: it is put to the one call that could have caused it.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from __future__ import annotations
 
-from dyno_agent.faces.face import Moves
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
 from dyno_agent.faces.rewriting import (
     ASKING,
     BAD_PARAMS,
@@ -40,6 +40,12 @@ from dyno_agent.faces.rewriting import (
     token,
     urls_first,
 )
+from dyno_agent.slots import SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dyno_agent.faces.face import Moves
 
 MAX_CALLS = 256
 """Calls that the child has, and as many that wait for their turn."""
@@ -55,7 +61,7 @@ MAX_WAITING_BYTES = 16 * 1024 * 1024
 """What all calls that wait for their turn may hold, unless it is a single one."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(**SLOTS, eq=False)
 class Ask:
     """A request of the child; one without an id only stands for a URL that must be visited."""
 
@@ -65,7 +71,7 @@ class Ask:
     needs: dict[str, Any]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(**SLOTS, eq=False)
 class Held:
     """An ask, and the ids of the calls that may have caused it: always two at least."""
 
@@ -73,7 +79,7 @@ class Held:
     suspects: set[Key]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(**SLOTS, eq=False)
 class Call:
     """A request for the child, under the id of its first leg.
 

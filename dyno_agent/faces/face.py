@@ -5,16 +5,20 @@ child speaks its own. It lives here and not in the gateway, because here is wher
 what it knows survives every gateway process.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from dyno_agent.slots import SLOTS
 
 
 class Untranslatable(Exception):
     """A message that is no JSON object, or holds what cannot be written again."""
 
 
-@dataclass(slots=True)
+@dataclass(**SLOTS)
 class Moves:
     """What to write now, in order; each is one JSON-RPC message on one line, without its newline.
 

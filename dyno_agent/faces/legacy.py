@@ -12,8 +12,10 @@ It keeps the client's ids towards the gateway. Towards the child, and for the re
 client, it draws its own: "face/1", "face/2" and so on, each once.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from dyno_agent.faces.face import Moves, Untranslatable, write
 from dyno_agent.faces.rewriting import (
@@ -36,6 +38,10 @@ from dyno_agent.faces.rewriting import (
     needs,
     parse,
 )
+from dyno_agent.slots import SLOTS
+
+if TYPE_CHECKING:
+    from typing import TypeGuard  # novermin: not at run time
 
 Document = dict[str, Any]
 
@@ -73,7 +79,7 @@ class _Refused(Exception):
         self.error = _error(code, message, data)
 
 
-@dataclass(slots=True)
+@dataclass(**SLOTS)
 class _Call:
     """A request of the client, until it is answered.
 
@@ -92,11 +98,11 @@ class _Call:
     leg: str | None = None
     rounds: int = 0
     state: str | None = None
-    asks: dict[str, "_Ask"] = field(default_factory=dict)
+    asks: dict[str, _Ask] = field(default_factory=dict)
     answers: Document = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class _Ask:
     call: _Call
     name: str
@@ -176,18 +182,15 @@ class LegacyFace:
             return
         if method != "ping" and not self._ready:
             raise _Refused(NOT_A_REQUEST, "initialize comes first")
-        match method:
-            case "ping":
-                pass
-            case "logging/setLevel":
-                self._set_level(params)
-            case "resources/unsubscribe":
-                self._unsubscribe(_uri(params), moves)
-            case _:
-                if method in _NOT_LEGACY or method.startswith("tasks/"):
-                    raise _Refused(NO_METHOD, f"Method not found: {method}")
-                self._begin(_Call(key, method, params), moves)
-                return
+        if method == "logging/setLevel":
+            self._set_level(params)
+        elif method == "resources/unsubscribe":
+            self._unsubscribe(_uri(params), moves)
+        elif method != "ping":
+            if method in _NOT_LEGACY or method.startswith("tasks/"):
+                raise _Refused(NO_METHOD, f"Method not found: {method}")
+            self._begin(_Call(key, method, params), moves)
+            return
         _tell(moves, id=key, result={})
 
     def _initialize(self, key: str | int, params: Document, moves: Moves) -> None:
@@ -346,7 +349,7 @@ class LegacyFace:
             raise _Refused(INTERNAL, f"the server asked for input more than {MAX_ROUNDS} times")
         if call.method not in ASKING or not isinstance(wanted, dict):
             raise _Refused(INTERNAL, "the server asked for input where it must not")
-        if not isinstance(state, str | None) or (state is None and not wanted):
+        if not isinstance(state, (str, type(None))) or (state is None and not wanted):
             raise _Refused(INTERNAL, "the server asked for input and did not say for which")
         if len(self._asks) + len(wanted) > MAX_ASKS:
             raise _Refused(INTERNAL, f"the server asked for input {MAX_ASKS} times at once")
@@ -456,7 +459,7 @@ def _tell(moves: Moves, **message: Any) -> None:
 
 
 def _is_id(value: Any) -> TypeGuard[str | int]:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def _without(document: Document, *keys: str) -> Document:

@@ -1,10 +1,10 @@
 """`subscriptions/listen` for a handshake server: who hears of which of its changes. Pure."""
 
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from __future__ import annotations
 
-from dyno_agent.faces.face import Moves
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
 from dyno_agent.faces.rewriting import (
     BAD_PARAMS,
     INTERNAL,
@@ -16,6 +16,11 @@ from dyno_agent.faces.rewriting import (
     request,
     response,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dyno_agent.faces.face import Moves
 
 MAX_LISTENERS = 256
 MAX_URIS = 1024

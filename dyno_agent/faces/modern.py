@@ -5,6 +5,8 @@ child what only modern servers know, and refuses what modern servers do not know
 `conversations` has the calls, `listeners` the listens, `rewriting` the single messages.
 """
 
+from __future__ import annotations
+
 from enum import Enum
 from itertools import count
 from typing import Any

@@ -5,6 +5,8 @@ behind the gateway cannot see when that is: the handshake's answer may come out 
 what follows an `initialize` waits for its answer.
 """
 
+from __future__ import annotations
+
 import json
 from typing import Any
 

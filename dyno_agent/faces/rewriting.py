@@ -3,12 +3,14 @@
 They know single messages only: who asked what is in `conversations`, who listens in `listeners`.
 """
 
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import Any, Union
 
 from dyno_agent.faces.face import Untranslatable, read, write
 
-Key = str | int
+Key = Union[str, int]
 """What names a request or its progress: JSON-RPC ids and progress tokens."""
 
 PREFIX = "io.modelcontextprotocol/"
@@ -51,7 +53,7 @@ MAX_DEPTH = 200
 
 def key(value: Any) -> Key | None:
     """Return what names a request, or None if this cannot."""
-    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
+    return value if isinstance(value, (str, int)) and not isinstance(value, bool) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def _too_deep(document: dict[str, Any]) -> bool:
             inner
             for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            if isinstance(inner, (dict, list))
         ]
     return bool(level)
 
@@ -200,13 +202,11 @@ def able(capabilities: dict[str, Any]) -> dict[str, Any]:
 
 def needs(method: str, params: dict[str, Any]) -> dict[str, Any]:
     """Return the client capabilities without which the child's ask must not be put to a client."""
-    match method:
-        case "roots/list":
-            return {"roots": {}}
-        case "sampling/createMessage":
-            return {"sampling": {"tools": {}} if {"tools", "toolChoice"} & params.keys() else {}}
-        case _:
-            return {"elicitation": {"url" if params.get("mode") == "url" else "form": {}}}
+    if method == "roots/list":
+        return {"roots": {}}
+    if method == "sampling/createMessage":
+        return {"sampling": {"tools": {}} if {"tools", "toolChoice"} & params.keys() else {}}
+    return {"elicitation": {"url" if params.get("mode") == "url" else "form": {}}}
 
 
 def covers(capabilities: dict[str, Any], needed: dict[str, Any]) -> bool:
@@ -220,10 +220,8 @@ def covers(capabilities: dict[str, Any], needed: dict[str, Any]) -> bool:
 def fits(method: str, given: Any) -> bool:
     """Tell whether an input response answers an ask of `method`."""
     answer = mapping(given)
-    match method:
-        case "roots/list":
-            return isinstance(answer.get("roots"), list)
-        case "sampling/createMessage":
-            return {"role", "content", "model"} <= answer.keys()
-        case _:
-            return answer.get("action") in ("accept", "decline", "cancel")
+    if method == "roots/list":
+        return isinstance(answer.get("roots"), list)
+    if method == "sampling/createMessage":
+        return {"role", "content", "model"} <= answer.keys()
+    return answer.get("action") in ("accept", "decline", "cancel")

@@ -1,5 +1,7 @@
 """WebSocket close codes of the link: what each means and whether dialling again can help."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 

@@ -9,9 +9,10 @@ message was for. That makes one credit window the only buffer limit of a session
 does not read stops the writer at the far end, and nothing in between grows.
 """
 
+from __future__ import annotations
+
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from dyno_agent.link.frames import (
     FIN,
@@ -27,6 +28,9 @@ from dyno_agent.link.frames import (
     encode,
 )
 from dyno_agent.link.limits import DEFAULT_LIMITS, FRAGMENT_BYTES, REPLAY_HEAD_BYTES, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _URGENT_FIRST = (Channel.CMD, Channel.EVENT, Channel.REPLAY, Channel.RPC, Channel.LOG)
 """Between two fragments of a large message, a `stop` or an exit report goes first. What was asked

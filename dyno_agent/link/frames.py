@@ -4,6 +4,8 @@ Layout, big-endian: type u8, flags u8, channel u16, sequence u64, acknowledged u
 never looked at: JSON-RPC bytes travel as the child wrote them.
 """
 
+from __future__ import annotations
+
 import struct
 from enum import IntEnum
 from typing import ClassVar, NamedTuple

@@ -4,18 +4,21 @@ Both are JSON objects. A reader ignores keys it does not know, so that minor ver
 the major version is the name of the WebSocket subprotocol.
 """
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from dyno_agent.link.frames import ProtocolViolation
 from dyno_agent.link.limits import CAPSULE_BYTES, HANDSHAKE_BYTES, WELCOME_BYTES, Limits
+from dyno_agent.slots import SLOTS
 
 Face = Literal["plain", "modern", "legacy"]
 """The era that a child shows: its own, or the other one in translation."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class ChildSpec:
     """What the agent shall spawn: told over the link, never through the dyno's command line.
 
@@ -32,7 +35,7 @@ class ChildSpec:
     face: Face = "plain"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class Hello:
     """What the agent says first.
 
@@ -65,7 +68,7 @@ class Hello:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, text: str) -> Self:
+    def decode(cls, text: str) -> Hello:
         """Read the document.
 
         Raises:
@@ -89,7 +92,7 @@ class Hello:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class Welcome:
     """What the gateway answers.
 
@@ -118,7 +121,7 @@ class Welcome:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, text: str) -> Self:
+    def decode(cls, text: str) -> Welcome:
         """Read the document.
 
         Raises:
@@ -139,6 +142,20 @@ class Welcome:
             )
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ProtocolViolation(f"WELCOME: {error}") from error
+
+
+PARKED = json.dumps({"parked": True})
+"""What the gateway says, again and again, before the WELCOME of an agent that is to wait for its
+session."""
+
+
+def is_parked(text: str) -> bool:
+    """True when a gateway's answer says that the WELCOME comes later.
+
+    Raises:
+        ProtocolViolation: no document of the handshake.
+    """
+    return _object(text, WELCOME_BYTES, "WELCOME").get("parked") is True
 
 
 def _limits(document: dict[str, Any]) -> Limits:

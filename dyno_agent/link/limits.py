@@ -1,6 +1,10 @@
 """Sizes and periods of a link, with the relations that must hold between them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields
+
+from dyno_agent.slots import SLOTS
 
 FRAGMENT_BYTES = 64 * 1024
 """Largest payload of one frame: small enough that a 16 MiB message does not delay a `stop`."""
@@ -22,11 +26,17 @@ WELCOME_BYTES = 1024 * 1024
 CAPSULE_BYTES = 4096
 """Largest capsule: it travels in a header, and routers take 8 KiB of those."""
 
+PARKED_S = 15.0
+"""How often a parked agent is told that it still is."""
+
+PARKED_DEAD_S = 45.0
+"""How long each side of a parked agent's connection waits for a sign of the other."""
+
 HANDSHAKE_S = 5.0
 """How long either side waits for the other's opening document."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class Limits:
     """What one link may use.
 

@@ -5,19 +5,24 @@ lost its memory what is under way; it follows the WELCOME that asked for it. A *
 messages that were taken over once, for a client that lost its stream.
 """
 
+from __future__ import annotations
+
 import base64
 import binascii
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Union
 
 from dyno_agent.link.frames import ProtocolViolation
 from dyno_agent.link.limits import JOURNAL_PAGE_BYTES, JOURNAL_PAGES, REPLAY_HEAD_BYTES
+from dyno_agent.slots import SLOTS
 
-Id = str | int
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Id = Union[str, int]
 
 GENERAL = ""
 """Label of the stream for messages that belong to no call."""
@@ -80,7 +85,7 @@ def digest(message: bytes) -> str:
     return hashlib.sha256(message).hexdigest()[:32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class RunningCall:
     """A request that the child has and did not answer yet.
 
@@ -101,7 +106,7 @@ class RunningCall:
     age_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class JournalPage:
     """A part of the journal: one JSON text frame.
 
@@ -132,7 +137,7 @@ class JournalPage:
         )
 
     @classmethod
-    def decode(cls, text: str) -> Self:
+    def decode(cls, text: str) -> JournalPage:
         """Read a page.
 
         Raises:
@@ -207,7 +212,7 @@ def _call_document(call: RunningCall) -> dict[str, Any]:
 
 def _call(document: dict[str, Any]) -> RunningCall:
     token, tool, age_s = document["token"], document["tool"], document["age_s"]
-    if isinstance(age_s, bool) or not isinstance(age_s, int | float) or not 0 <= age_s < 2**31:
+    if isinstance(age_s, bool) or not isinstance(age_s, (int, float)) or not 0 <= age_s < 2**31:
         raise ValueError("age_s")
     return RunningCall(
         id=_id(document["id"]),
@@ -220,7 +225,7 @@ def _call(document: dict[str, Any]) -> RunningCall:
 
 
 def _id(value: Any) -> Id:
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise TypeError("an id")
     return value
 
@@ -237,7 +242,7 @@ def _number(value: Any) -> int:
     return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, **SLOTS)
 class Replayed:
     """One message of the REPLAY channel.
 
@@ -257,7 +262,7 @@ class Replayed:
         return _HEAD.pack(self.ticket, self.position) + self.raw
 
     @classmethod
-    def decode(cls, payload: bytes) -> Self:
+    def decode(cls, payload: bytes) -> Replayed:
         """Read a payload.
 
         Raises:

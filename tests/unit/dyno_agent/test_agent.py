@@ -119,7 +119,8 @@ class Gateway:
     @property
     def url(self) -> str:
         assert self._server is not None
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        (listening,) = self._server.sockets
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:

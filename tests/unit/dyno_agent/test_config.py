@@ -9,6 +9,7 @@ URL, TOKEN, DEADLINE = (
     "RENDEZVOUS_JOIN_TOKEN",
     "RENDEZVOUS_START_DEADLINE_S",
 )
+HIDE = "RENDEZVOUS_HIDE"
 GOOD = {URL: "https://gw.example.com", TOKEN: "rj_launch.secret"}
 WRONG: dict[str, list[str]] = {
     URL: [
@@ -56,6 +57,27 @@ def test_every_variable_of_ours_leaves_the_environment_and_no_other_does() -> No
     environment = {**GOOD, DEADLINE: "9", "RENDEZVOUS_LATER": "x", **rest}
     take_config(environment)
     assert environment == rest
+
+
+def test_variables_to_be_hidden_leave_the_environment() -> None:
+    environment = {**GOOD, HIDE: "API_KEY, GATEWAY_SECRET ,NEVER_SET", "PATH": "/bin"}
+    environment.update({"API_KEY": "", "GATEWAY_SECRET": "x", "API_KEY_ID": "kept"})
+    take_config(environment)
+    assert environment == {"PATH": "/bin", "API_KEY_ID": "kept"}
+
+
+@pytest.mark.parametrize("names", ["", ",", "JOIN_TOKEN"])
+def test_names_that_stand_for_nothing_hide_nothing(names: str) -> None:
+    environment = {**GOOD, HIDE: names, "PATH": "/bin"}
+    assert take_config(environment).join_token == GOOD[TOKEN]
+    assert environment == {"PATH": "/bin"}
+
+
+def test_variables_are_hidden_even_when_one_of_ours_is_wrong() -> None:
+    environment = {URL: "", HIDE: "API_KEY", "API_KEY": "x", "PATH": "/bin"}
+    with pytest.raises(ConfigError):
+        take_config(environment)
+    assert environment == {"PATH": "/bin"}
 
 
 def test_variables_leave_the_environment_even_when_one_is_wrong() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from gateway import app as composition
+from gateway import operators
 from gateway import quickstart as first_run
 from gateway import settings as configuration
 from gateway.ops import logs
@@ -49,13 +50,27 @@ def quickstart() -> None:
     _serve(first_run.ENV_FILE, greet)
 
 
+@cli.command()
+def bootstrap(
+    server: Annotated[str, typer.Argument(help="Name of the server that the dyno shall run.")],
+    url: Annotated[str, typer.Option(envvar="GATEWAY_URL", help="The gateway.")],
+    admin_key: Annotated[str, typer.Option(envvar="ADMIN_KEY", help="Key of operators.")],
+) -> None:
+    """Print the line that starts a dyno by hand; the next session of the server adopts it."""
+    try:
+        typer.echo(asyncio.run(operators.bootstrap(url, admin_key, server)))
+    except operators.Unanswered as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
 def _serve(
     env_file: Path | None, greet: Callable[[configuration.Settings, list[str]], None]
 ) -> None:
     try:
         settings = configuration.load(env_file)
         logs.configure(settings.log_level, settings.log_format)
-        registry = load_servers(settings.gateway_servers, os.environ)
+        registry = load_servers(settings.servers_file, os.environ)
         serving = composition.serve(
             settings, registry, lambda: greet(settings, registry.names), dict(os.environ)
         )

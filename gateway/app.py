@@ -1,15 +1,16 @@
-"""The composition root: the only place that names concrete launchers and wires the rooms."""
+"""The composition root: wires the rooms. What differs between platforms is in `deployment`."""
 
 import asyncio
-import hmac
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import structlog
 from aiohttp import web
 
 from dyno_agent.link import DEFAULT_LIMITS
+from gateway import deployment, events
+from gateway.deployment import Deployment
 from gateway.edge.answering import refusal
 from gateway.edge.auth import KeyRing
 from gateway.edge.cors import Cors
@@ -18,13 +19,19 @@ from gateway.edge.legacy_sse import LegacySse
 from gateway.edge.modern_http import ModernHttp
 from gateway.edge.streamable_http import StreamableHttp
 from gateway.errors import GatewayError
-from gateway.launchers.base import Launcher
-from gateway.launchers.local import LocalLauncher
 from gateway.ops import health, logs
-from gateway.registry.servers import Registry
+from gateway.ops.admin import Admin
+from gateway.ops.metrics import Metrics
+from gateway.registry.discovery import Discovery
+from gateway.registry.servers import BadServersFile, Change, Registry, ServerDefinition
+from gateway.rendezvous import archive
+from gateway.rendezvous.bootstrap import Bootstrap
 from gateway.rendezvous.endpoint import Rendezvous
+from gateway.rendezvous.hooks import Hooks
 from gateway.sessions.catalogues import Catalogues
+from gateway.sessions.ledger import Budgets
 from gateway.sessions.manager import Manager, Terms
+from gateway.sessions.warmth import Caps
 from gateway.settings import Settings
 
 KEEP_ALIVE_S = 95.0
@@ -34,16 +41,6 @@ SHUTDOWN_S = 2.0
 """What aiohttp may take after our own drain has ended every stream."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def launchers(environment: dict[str, str], realm: str) -> dict[str, Callable[[], Launcher]]:
-    """Return how to make each launcher, by the name that LAUNCHER takes.
-
-    Args:
-        environment: the gateway's own.
-        realm: public name of the deployment: whose dynos are whose.
-    """
-    return {"local": lambda: LocalLauncher(environment, realm)}
 
 
 @web.middleware
@@ -64,8 +61,17 @@ async def errors_to_responses(request: web.Request, handler: Handler) -> web.Str
     return response
 
 
-def build(settings: Settings, registry: Registry, manager: Manager) -> web.Application:
-    """Return the application with all rooms wired; the manager lives as long as it."""
+def build(
+    settings: Settings, registry: Registry, manager: Manager, platform: Deployment | None = None
+) -> web.Application:
+    """Return the application with all rooms wired; the manager lives as long as it.
+
+    Args:
+        settings: all of them.
+        registry: the servers.
+        manager: the sessions.
+        platform: where dynos run; without one there is no way in for operators and webhooks.
+    """
     app = web.Application(middlewares=[errors_to_responses])
     catalogues = Catalogues(manager, registry)
     hosts = settings.allowed_hosts or None
@@ -85,29 +91,119 @@ def build(settings: Settings, registry: Registry, manager: Manager) -> web.Appli
         ]
     )
     app.on_response_prepare.append(cors.on_prepare)
+    discovery = None
+    if platform is not None:
+        discovery = _discovery(settings, registry, manager, platform)
+        app.add_routes(_operators(settings, registry, manager, platform, discovery))
 
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
-        async with manager, catalogues:
-            yield
+        async with asyncio.TaskGroup() as tasks:
+            keeping = None
+            if discovery is not None:
+                await discovery.look()
+                keeping = tasks.create_task(discovery.keep(), name="discovery")
+            async with manager, catalogues:
+                yield
+            if keeping is not None:
+                keeping.cancel()
 
     app.cleanup_ctx.append(lifetime)
     return app
 
 
-def manager_for(settings: Settings, registry: Registry, environment: dict[str, str]) -> Manager:
-    """Return the manager that these settings ask for, with its launcher."""
-    given = settings.gateway_secret
-    secret = (secrets.token_hex(32) if given is None else given.get_secret_value()).encode()
-    realm = hmac.digest(secret, b"rendezvous realm v1", "sha256").hex()[:12]
-    launcher = launchers(environment, realm)[settings.launcher_name]()
+def _operators(
+    settings: Settings,
+    registry: Registry,
+    manager: Manager,
+    platform: Deployment,
+    discovery: Discovery | None,
+) -> list[web.RouteDef]:
+    """Return the ways in for operators, for the platform, and for agents that are to be fetched."""
+    key = settings.admin_key.get_secret_value()
+    admin = Admin(key, manager, registry, discovery, platform.run_line)
+    metrics = Metrics(manager)
+    manager.subscribe(metrics.hear)
+    routes = [*admin.routes(), *metrics.routes(admin.guarded)]
+    routes += Bootstrap(platform.archive).routes()
+    if discovery is not None:
+        heard, asked = manager.reconciler.heard, discovery.ask
+        routes += Hooks(platform.hook_secret, platform.launch_of, heard, asked).routes()
+    return routes
+
+
+def _discovery(
+    settings: Settings, registry: Registry, manager: Manager, platform: Deployment
+) -> Discovery | None:
+    """Return what keeps the registry as the platform's apps are, if it has apps."""
+    if platform.formation is None:
+        return None
+
+    def changed(change: Change) -> None:
+        for name in sorted(change.changed):
+            server = registry.find(name)
+            if server is not None:
+                manager.emit(
+                    events.Registered(server=name, app=server.app or "", release=server.release)
+                )
+        for name in sorted(change.gone):
+            manager.emit(events.Disconnected(server=name))
+
+    def failed(problems: Mapping[str, str]) -> None:
+        for app, why in problems.items():
+            manager.emit(events.NotDiscovered(app=app, why=why))
+
+    registry.subscribe(changed)
+    entries = [server for name in registry.names if (server := registry.find(name))]
+    return Discovery(registry, entries, platform.formation, settings.heroku_refresh_s, failed)
+
+
+def platform_for(settings: Settings, environment: Mapping[str, str], secret: bytes) -> Deployment:
+    """Return the platform that these settings ask for."""
+    agent = archive.build()
+    if settings.launcher_name == "heroku" and settings.heroku_api_key is not None:
+        return deployment.heroku(
+            settings, settings.heroku_api_key.get_secret_value(), secret, agent
+        )
+    return deployment.local(environment, secret, agent)
+
+
+def check(registry: Registry, settings: Settings) -> None:
+    """Make sure that every server can run on the platform there is.
+
+    Raises:
+        BadServersFile: names the entry and the key.
+    """
+    for name in registry.names:
+        server = registry.find(name)
+        if server is not None and (problem := _misplaced(server, settings)):
+            raise BadServersFile(f"mcpServers.{name}.{problem}")
+
+
+def _misplaced(server: ServerDefinition, settings: Settings) -> str:
+    if settings.launcher_name != "heroku":
+        no_apps = "process_type: needs the heroku launcher, as this machine has no apps"
+        return no_apps if server.process_type else ""
+    if server.app not in settings.heroku_apps:
+        return f"app: one of HEROKU_APPS ({', '.join(settings.heroku_apps)})"
+    return ""
+
+
+def manager_for(
+    settings: Settings, registry: Registry, platform: Deployment, secret: bytes
+) -> Manager:
+    """Return the manager that these settings ask for."""
     terms = Terms(
         settings.base_url,
         secret,
         settings.max_sessions,
         settings.link_grace_s,
-        hand_over=given is not None,
+        budgets=Budgets(settings.monthly_budget_usd, settings.key_budgets_usd),
+        caps=Caps(settings.warm_usd_per_hour, settings.warm_usd_per_month),
+        queue_length=settings.queue_length,
+        queue_timeout_s=settings.queue_timeout_s,
+        hand_over=settings.gateway_secret is not None,
     )
-    return Manager(launcher, registry, terms, logs.log_sink())
+    return Manager(platform.launcher, registry, terms, logs.log_sink())
 
 
 async def serve(
@@ -129,11 +225,16 @@ async def serve(
 
     Raises:
         OSError: the port cannot be opened.
+        BadServersFile: a server cannot run here.
     """
     log = structlog.get_logger()
-    manager = manager_for(settings, registry, environment)
+    check(registry, settings)
+    given = settings.gateway_secret
+    secret = (secrets.token_hex(32) if given is None else given.get_secret_value()).encode()
+    platform = platform_for(settings, environment, secret)
+    manager = manager_for(settings, registry, platform, secret)
     runner = web.AppRunner(
-        build(settings, registry, manager),
+        build(settings, registry, manager, platform),
         handler_cancellation=True,
         auto_decompress=False,  # an encoded body is refused, not unpacked
         keepalive_timeout=KEEP_ALIVE_S,
@@ -162,10 +263,13 @@ async def serve(
         listening()
         if settings.redis_url is not None:
             log.warning("redis_url_unused", why="one process serves; its state is in memory")
+        for problem in await platform.subscribe():
+            log.warning("not_subscribed", why=problem)
         await stopping.wait()
         log.info("draining", sessions=manager.sessions)
         await site.stop()
         await manager.drain()
     finally:
         await runner.cleanup()
+        await platform.aclose()
     log.info("stopped")

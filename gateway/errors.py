@@ -26,18 +26,21 @@ class GatewayError(Exception):
 
     Args:
         message: for people; never holds a secret or a payload.
+        retry_after_s: when to try again, if another time than the class says.
         data: further machine-readable facts, merged beside `reason`.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[int] = INTERNAL_ERROR
     reason: ClassVar[str] = "internal"
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
-    def __init__(self, message: str, **data: Any) -> None:
+    def __init__(self, message: str, retry_after_s: int | None = None, **data: Any) -> None:
         super().__init__(message)
         self.message = message
         self.data = data
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class BadJson(GatewayError):
@@ -166,6 +169,18 @@ class Busy(GatewayError):
     status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "busy", 5
 
 
+class QueueFull(GatewayError):
+    """The platform runs as many dynos as it may, and as many sessions wait for one as may."""
+
+    status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "queue_full", 30
+
+
+class BudgetSpent(GatewayError):
+    """Another dyno could cost more than is left of a monthly budget, the key's or the overall."""
+
+    status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "budget_spent", 3600
+
+
 class SessionAway(GatewayError):
     """The session's agent has not dialled this gateway process yet; the session lives on."""
 
@@ -194,6 +209,12 @@ class LaunchFailed(SessionFailure):
     """The launcher could not get a dyno."""
 
     reason = "launch_failed"
+
+
+class NoRoom(SessionFailure):
+    """The platform ran as many dynos as it may for as long as a session may wait in line."""
+
+    status, reason, retry_after_s = 503, "no_room", 30
 
 
 class StartTimeout(SessionFailure):

@@ -9,11 +9,17 @@ from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionEvent:
-    """Something in the life of one session."""
+class Event:
+    """Something happened."""
 
     name: ClassVar[str]
     level: ClassVar[str] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEvent(Event):
+    """Something in the life of one session."""
+
     session: str
 
 
@@ -36,6 +42,25 @@ class Launching(SessionEvent):
     launch: str
     launcher: str
     face: str = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued(SessionEvent):
+    """The platform runs as many dynos as it may; the session waits in line for one."""
+
+    name = "queued"
+    position: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted(SessionEvent):
+    """A parked dyno is the session's now, and never another's."""
+
+    name = "adopted"
+    launch: str
+    dyno: str
+    parked_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +239,114 @@ class Closed(SessionEvent):
     calls: int
     dropped: int
     peak_buffer_bytes: int
+    dyno_s: float = 0.0
+    usd: float = 0.0
     detail: str = ""
 
 
-Sink = Callable[[SessionEvent], None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformSaid(SessionEvent):
+    """A webhook told that a session's dyno has ended."""
+
+    name = "platform_said"
+    dyno: str
+    state: str
+    exit_status: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynoParked(Event):
+    """A dyno stands ready for a session of this server."""
+
+    name = "dyno_parked"
+    server: str
+    launch: str
+    dyno: str
+    boot_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynoUnparked(Event):
+    """A dyno of the pool is gone, and no session has had it."""
+
+    name = "dyno_unparked"
+    server: str
+    launch: str
+    dyno_s: float
+    usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotParked(Event):
+    """The pool could not get a dyno."""
+
+    name = "not_parked"
+    level = "warning"
+    server: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotStopped(Event):
+    """A dyno could not be stopped; it is tried again."""
+
+    name = "not_stopped"
+    level = "warning"
+    launch: str
+    dyno: str
+    why: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrphanStopped(Event):
+    """A dyno of this deployment had no session here or elsewhere; it was stopped."""
+
+    name = "orphan_stopped"
+    level = "warning"
+    launch: str
+    dyno: str
+    dyno_s: float
+    usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotListed(Event):
+    """The platform could not be asked which dynos run."""
+
+    name = "not_listed"
+    level = "warning"
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered(Event):
+    """A server can be used from now on, or is not what it was."""
+
+    name = "registered"
+    server: str
+    app: str
+    release: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnected(Event):
+    """A server is gone: no new session is opened with it, those that live go on."""
+
+    name = "disconnected"
+    level = "warning"
+    server: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotDiscovered(Event):
+    """An app could not be looked at; its servers stay as they were."""
+
+    name = "not_discovered"
+    level = "warning"
+    app: str
+    why: str
+
+
+Sink = Callable[[Event], None]
 """Hears every event. It must not block and must not raise."""

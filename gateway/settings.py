@@ -4,6 +4,7 @@
 values they need.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -37,8 +38,15 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Serve without a key. Development only, on a loopback address only."
     )
-    gateway_servers: Path = Field(
-        Path("servers.json"), description="Path of the servers file (docs/servers.md)."
+    admin_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of operators, for `/admin/v1` and `/metrics`, which without it are "
+        "closed; at least 32 characters.",
+    )
+    gateway_servers: Path | None = Field(
+        None,
+        description="Path of the servers file (docs/servers.md). Default: servers.json with the "
+        "local launcher, no file with heroku, which discovers servers.",
     )
     gateway_url: HttpUrl | None = Field(
         None,
@@ -56,6 +64,56 @@ class Settings(BaseSettings):
     )
     heroku_api_key: SecretStr | None = Field(
         None, description="Platform API key of the heroku launcher; never reaches a dyno."
+    )
+    heroku_apps: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Apps whose `mcp*` process types are servers, comma-separated; required with "
+        "the heroku launcher.",
+    )
+    heroku_api_url: HttpUrl = Field(
+        HttpUrl("https://api.heroku.com"), description="Base URL of the Platform API."
+    )
+    heroku_app_name: str = Field(
+        "", description="The gateway's own app; the platform sets it with dyno metadata enabled."
+    )
+    heroku_app_id: str = Field("", description="The same as an id.")
+    heroku_refresh_s: float = Field(
+        60.0, ge=5, le=86_400, description="How often the apps are looked at for servers, seconds."
+    )
+    heroku_webhooks: bool = Field(
+        True, description="Subscribe to the apps' dyno and release events, if GATEWAY_URL is https."
+    )
+    allow_own_app: bool = Field(
+        False,
+        description="Let servers run in dynos of the gateway's own app. Their environment is "
+        "rid of the gateway's secrets, but the app's other config vars are theirs.",
+    )
+    dyno_size: str | None = Field(
+        None, description="Size of dynos whose server and formation name none; basic if not set."
+    )
+    monthly_budget_usd: float | None = Field(
+        None,
+        ge=0,
+        description="What all dynos of a calendar month (UTC) may cost: no dyno is launched that "
+        "could, at its longest, exceed it.",
+    )
+    key_budgets_usd: Annotated[Mapping[str, float], NoDecode] = Field(
+        {}, description="The same for single principals, as `name:usd,name:usd`."
+    )
+    warm_usd_per_hour: float = Field(
+        1.0, ge=0, description="What parked dynos may cost in any hour."
+    )
+    warm_usd_per_month: float = Field(
+        50.0, ge=0, description="What parked dynos may cost in a calendar month (UTC)."
+    )
+    queue_length: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Sessions that may wait while an app's dyno limit is reached.",
+    )
+    queue_timeout_s: float = Field(
+        120.0, gt=0, le=3600, description="How long one may wait there, seconds."
     )
     redis_url: SecretStr | None = Field(
         None, description="Shared store of several gateways. Not used yet: one process serves."
@@ -79,12 +137,25 @@ class Settings(BaseSettings):
         "auto", description="auto: pretty on a terminal, logfmt otherwise."
     )
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "heroku_apps", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("key_budgets_usd", mode="before")
+    @classmethod
+    def _split_budgets(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        budgets: dict[str, float] = {}
+        for entry in filter(str.strip, value.split(",")):
+            name, _, usd = (part.strip() for part in entry.rpartition(":"))
+            if not name or not usd.replace(".", "", 1).isdecimal():
+                raise ValueError("expected `name:usd,name:usd`, such as `ci:5,alice:12.50`")
+            budgets[name] = float(usd)
+        return budgets
 
     @field_validator("log_level", "log_format", "launcher", mode="before")
     @classmethod
@@ -103,9 +174,32 @@ class Settings(BaseSettings):
                 raise ValueError("GATEWAY_SECRET is not set: draw one with `openssl rand -hex 32`")
         elif len(self.gateway_secret.get_secret_value()) < MIN_SECRET:
             raise ValueError(f"GATEWAY_SECRET must have at least {MIN_SECRET} characters")
+        self._check_operators()
         if self.launcher_name == "heroku":
-            raise ValueError("LAUNCHER=heroku is not built yet: set LAUNCHER=local")
+            self._check_heroku()
         return self
+
+    def _check_operators(self) -> None:
+        admin = self.admin_key.get_secret_value()
+        if admin and len(admin) < MIN_SECRET:
+            raise ValueError(f"ADMIN_KEY must have at least {MIN_SECRET} characters")
+        if admin in self.keys():
+            raise ValueError("ADMIN_KEY must not be one of API_KEY: clients are no operators")
+        strangers = self.key_budgets_usd.keys() - set(self.keys().values())
+        if strangers:
+            raise ValueError(f"KEY_BUDGETS_USD: API_KEY has no {', '.join(sorted(strangers))}")
+
+    def _check_heroku(self) -> None:
+        if self.heroku_api_key is None:
+            raise ValueError("HEROKU_API_KEY is not set: `heroku authorizations:create` makes one")
+        if not self.heroku_apps:
+            raise ValueError("HEROKU_APPS is not set: name the apps whose servers are to run")
+        if self.gateway_url is None:
+            raise ValueError("GATEWAY_URL is not set: dynos must be told where to dial back")
+        for name in ("heroku_api_url", "gateway_url"):
+            url: HttpUrl = getattr(self, name)
+            if url.scheme != "https" and (url.host or "").strip("[]") not in LOOPBACK:
+                raise ValueError(f"{name.upper()} must be https unless it is on this machine")
 
     @property
     def address(self) -> str:
@@ -116,6 +210,28 @@ class Settings(BaseSettings):
     def launcher_name(self) -> str:
         """The launcher that these settings ask for."""
         return self.launcher or ("heroku" if self.heroku_api_key else "local")
+
+    @property
+    def servers_file(self) -> Path | None:
+        """The servers file to read, if any."""
+        if self.gateway_servers is None and self.launcher_name == "local":
+            return Path("servers.json")
+        return self.gateway_servers
+
+    @property
+    def own_apps(self) -> frozenset[str]:
+        """By what the gateway's own app is known, as far as the platform tells."""
+        return frozenset(filter(None, (self.heroku_app_name, self.heroku_app_id)))
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secret variables by name; empty ones are not set."""
+        found: dict[str, str] = {}
+        for name, field in type(self).model_fields.items():
+            if field.annotation in (SecretStr, SecretStr | None):
+                value = getattr(self, name)
+                found[name.upper()] = "" if value is None else value.get_secret_value()
+        return found
 
     @property
     def base_url(self) -> str:

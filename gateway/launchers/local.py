@@ -27,7 +27,7 @@ from typing import cast
 
 import psutil
 
-from gateway.launchers.base import Dyno, LaunchError, LaunchOrder
+from gateway.launchers.base import Dyno, LaunchError, LaunchOrder, PlatformError
 
 INHERITED = (
     *("LANG", "LC_ALL", "TZ"),
@@ -226,21 +226,24 @@ class LocalLauncher:
         """Nothing: this machine runs anyway. See `Launcher.usd_per_hour`."""
         return 0.0
 
-    async def stop(self, dyno_id: str) -> None:
+    async def stop(self, dyno_id: str) -> bool:
         """End the agent, which ends its child; remove the home. See `Launcher.stop`."""
         launch_id = dyno_id.removeprefix(_PREFIX)
         if _PREFIX + launch_id != dyno_id or not _NAME.fullmatch(launch_id):
-            return
+            return False
         known = self._known.get(launch_id)
         if known is None:
             if not self._trusted():
-                return
+                return False
             try:
                 known = _Known(launch_id, self._recorded(launch_id), ours=False)
-            except OSError:
-                return  # nobody can tell whether it runs: the list shows it when somebody can
-        if await known.end():
-            await self._forget(launch_id)
+            except OSError as error:
+                raise PlatformError(f"nobody can tell whether it runs: {error}") from error
+        ran = known.process is not None and known.poll() is None
+        if not await known.end():
+            raise PlatformError(f"process {known.process} outlives SIGKILL")
+        await self._forget(launch_id)
+        return ran
 
     async def _forget(self, launch_id: str) -> None:
         self._known.pop(launch_id, None)

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from gateway.events import SessionEvent, Sink
+from gateway.events import Event, Sink
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _KEY_ORDER = ["timestamp", "level", "event", "session"]
@@ -81,7 +81,7 @@ def log_sink() -> Sink:
     """Return the sink that writes each event as one line of its session's story."""
     logger = structlog.get_logger()
 
-    def sink(event: SessionEvent) -> None:
+    def sink(event: Event) -> None:
         facts = {
             field.name: value
             for field in dataclasses.fields(event)

@@ -6,11 +6,14 @@ The file has the shape that MCP clients use (`mcpServers`), with more keys per s
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
+from gateway.registry.windows import MOST_WARM, Warmth
 
 
 class BadServersFile(Exception):
@@ -21,12 +24,18 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """One server that clients may open sessions with. Durations are in seconds.
 
     Attributes:
-        command: program to run in the dyno, without a shell.
+        command: program to run in the dyno, without a shell; empty if `process_type` says it.
         args: its arguments.
         env: added to the dyno's environment for the child.
         cwd: working directory in the dyno.
         default: serve it at `/mcp` too.
         size: dyno size.
+        app: in whose dynos it runs, where there are apps.
+        process_type: the app's process type whose command it is.
+        agent: where its dynos have the agent from: the gateway (`fetched`), or the app's own
+            packages (`installed`).
+        release: of the app, once discovered; another one means another slug.
+        warm: how many dynos to keep parked: a number, or one per window of the week.
         boot_timeout: from the request to the child's first answer; None takes the launcher's.
         idle_timeout: without activity.
         max_lifetime: whatever it does.
@@ -43,12 +52,17 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """
 
     name: str = ""
-    command: str
+    command: str = ""
     args: list[str] = []
     env: dict[str, str] = {}
     cwd: str | None = None
     default: bool = False
     size: str | None = None
+    app: str | None = None
+    process_type: str | None = None
+    agent: Literal["fetched", "installed"] = "fetched"
+    release: str = ""
+    warm: Warmth = 0
     boot_timeout: float | None = None
     idle_timeout: float = 1800.0
     max_lifetime: float = 28800.0
@@ -66,6 +80,14 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return f"ServerDefinition({self.name!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of the servers: names of those that are new or not as they were, and gone."""
+
+    changed: frozenset[str]
+    gone: frozenset[str]
+
+
 class Registry:
     """The servers of this gateway by name.
 
@@ -73,36 +95,74 @@ class Registry:
         BadServersFile: from the constructor, when no default can be told.
     """
 
-    def __init__(self, servers: list[ServerDefinition]) -> None:
-        self._servers = {server.name: server for server in servers}
+    def __init__(self, servers: Sequence[ServerDefinition]) -> None:
+        self._servers: dict[str, ServerDefinition] = {}
+        self._disconnected: dict[str, ServerDefinition] = {}
+        self._listeners: list[Callable[[Change], None]] = []
+        self.default: ServerDefinition | None = None
+        self.replace(servers)
+
+    def replace(self, servers: Sequence[ServerDefinition]) -> Change:
+        """Take these servers for all there are, and tell those who subscribed.
+
+        Raises:
+            BadServersFile: no default can be told; nothing is replaced.
+        """
         marked = [server for server in servers if server.default]
         if len(marked) > 1:
             raise BadServersFile('more than one server has "default": true')
-        candidates = marked or servers
-        self.default: ServerDefinition | None = candidates[0] if candidates else None
+        before, self._servers = self._servers, {server.name: server for server in servers}
+        gone = before.keys() - self._servers.keys()
+        self._disconnected |= {name: before[name] for name in gone}
+        for name in self._servers:
+            self._disconnected.pop(name, None)
+        candidates = marked or list(servers)
+        self.default = candidates[0] if candidates else None
+        changed = {name for name, server in self._servers.items() if before.get(name) != server}
+        change = Change(frozenset(changed), frozenset(gone))
+        if changed or gone:
+            for listener in self._listeners:
+                listener(change)
+        return change
+
+    def subscribe(self, listener: Callable[[Change], None]) -> None:
+        """Call this after every change from now on."""
+        self._listeners.append(listener)
 
     def find(self, name: str) -> ServerDefinition | None:
-        """Return the server of this name."""
+        """Return the server of this name that new sessions may be opened with."""
         return self._servers.get(name)
+
+    def known(self, name: str) -> ServerDefinition | None:
+        """Return the server of this name, though it may be disconnected: its sessions go on."""
+        return self._servers.get(name) or self._disconnected.get(name)
 
     @property
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._servers)
 
+    @property
+    def disconnected(self) -> list[str]:
+        """Names of servers that were here and are not any more, sorted."""
+        return sorted(self._disconnected)
+
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_LEARNED = {"name", "release"}
 _DURATIONS = ("boot_timeout", "idle_timeout", "max_lifetime", "call_timeout")
 
 
-def load(path: Path, environment: Mapping[str, str]) -> Registry:
-    """Read, fill and check the servers file.
+def load(path: Path | None, environment: Mapping[str, str]) -> Registry:
+    """Read, fill and check the servers file; without one there is no server yet.
 
     Raises:
         BadServersFile: unreadable, not JSON, an unknown or wrong key, a bad name, or a variable
             that is not set.
     """
+    if path is None:
+        return Registry([])
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -122,8 +182,8 @@ def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefi
     where = f"mcpServers.{name}"
     if not _NAME.fullmatch(name):
         raise BadServersFile(f"{where}: a name is 1-64 of letters, digits, '.', '_' and '-'")
-    if not isinstance(entry, dict) or "name" in entry:
-        raise BadServersFile(f"{where}: expected an object, without a key `name`")
+    if not isinstance(entry, dict) or entry.keys() & _LEARNED:
+        raise BadServersFile(f"{where}: expected an object, without `name` and `release`")
     try:
         server = msgspec.convert({**entry, "name": name}, ServerDefinition)
     except msgspec.ValidationError as error:
@@ -132,8 +192,12 @@ def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefi
         value = getattr(server, key)
         if value is not None and not 0 < value <= 86_400:
             raise BadServersFile(f"{where}.{key}: more than 0 and at most 86400 seconds")
-    if not server.command.strip():
-        raise BadServersFile(f"{where}.command: empty")
+    if isinstance(server.warm, int) and not 0 <= server.warm <= MOST_WARM:
+        raise BadServersFile(f"{where}.warm: 0 to {MOST_WARM} dynos")
+    if not server.command.strip() and not server.process_type:
+        raise BadServersFile(f"{where}.command: empty, and no process_type in its place")
+    if server.process_type and (server.command or not server.app):
+        raise BadServersFile(f"{where}.process_type: goes with `app` and without `command`")
     return _filled(server, where, environment)
 
 

@@ -17,11 +17,13 @@ from dyno_agent.link import (
     ProtocolViolation,
 )
 from dyno_agent.link.frames import MAX_FRAME_BYTES
-from dyno_agent.link.limits import HANDSHAKE_S, JOURNAL_PAGES
+from dyno_agent.link.handshake import PARKED
+from dyno_agent.link.limits import HANDSHAKE_S, JOURNAL_PAGES, PARKED_S
 from dyno_agent.link.resumption import JournalPage
 from gateway.sessions.credentials import TokenRefused, TokenReplayed
 from gateway.sessions.live import Live
 from gateway.sessions.manager import Manager
+from gateway.sessions.pool import Parked
 
 CLOSE_S = 2.0
 """How long to wait for the other side's half of a closing handshake."""
@@ -76,7 +78,7 @@ class Rendezvous:
             raise web.HTTPBadRequest(text=f"this gateway speaks {SUBPROTOCOL}")
         credential = request.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
-            live = self._manager.recognise(credential, request.headers.get(CAPSULE_HEADER, ""))
+            found = self._manager.recognise(credential, request.headers.get(CAPSULE_HEADER, ""))
         except TokenRefused:
             raise web.HTTPUnauthorized(text=CloseCode.BAD_TOKEN.sentence) from None
         socket = web.WebSocketResponse(
@@ -84,6 +86,7 @@ class Rendezvous:
             compress=False,
             max_msg_size=MAX_FRAME_BYTES + 1,  # aiohttp refuses what is as large as its limit
             timeout=CLOSE_S,
+            heartbeat=PARKED_S if isinstance(found, Parked) else None,
         )
         try:
             await socket.prepare(request)
@@ -91,15 +94,77 @@ class Rendezvous:
             raise web.HTTPBadRequest(text="Sec-WebSocket-Key is no key") from None
         except ConnectionError:
             return socket  # it has hung up meanwhile, and dials again
-        await self._attach(live, credential, request, socket)
+        if isinstance(found, Parked):
+            await self._park(found, credential, request, socket)
+        else:
+            await self._attach(found, credential, request, socket)
         return socket
 
+    async def _park(
+        self, parked: Parked, credential: str, request: web.Request, socket: web.WebSocketResponse
+    ) -> None:
+        """Hold an agent at the door until a session adopts it."""
+        attachment = SocketAttachment(request, socket)
+        try:
+            text = await _text(socket)
+            if text is None:
+                return
+            hello = Hello.decode(text)
+            self._manager.reception.admit(credential, hello)
+            live = await self._adopted(parked, attachment, socket)
+        except (TokenRefused, TokenReplayed):
+            self._manager.pool.lost(parked)  # nobody can know which of two is honest
+            await attachment.close(CloseCode.REPLAYED_TOKEN)
+        except ProtocolViolation as violation:
+            self._manager.pool.lost(parked)
+            await attachment.close(violation.code)
+        except TimeoutError:
+            attachment.abort()
+        else:
+            if live is not None:
+                await self._attach(live, credential, request, socket, hello)
+            else:
+                await attachment.close(CloseCode.SESSION_ENDED)
+
+    async def _adopted(
+        self, parked: Parked, attachment: SocketAttachment, socket: web.WebSocketResponse
+    ) -> Live | None:
+        """Wait until a session wants a parked agent; None if none will, or the agent has left."""
+        pool = self._manager.pool
+        pool.arrived(parked, attachment)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(socket.receive(), name=f"parked {parked.launch_id}")
+                called = tasks.create_task(parked.called.wait(), name=f"call {parked.launch_id}")
+                while not reading.done() and not called.done():
+                    await socket.send_str(PARKED)
+                    await asyncio.wait(
+                        (reading, called), timeout=PARKED_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                spoke = reading.done() and reading.result().type in (
+                    WSMsgType.TEXT,
+                    WSMsgType.BINARY,
+                )
+                gone = reading.done() and not spoke
+                reading.cancel()
+                called.cancel()
+        finally:
+            pool.departed(parked, attachment)
+        if spoke:
+            raise ProtocolViolation("a parked agent has nothing to say")
+        return None if gone or parked.holder is not attachment else parked.live
+
     async def _attach(
-        self, live: Live, credential: str, request: web.Request, socket: web.WebSocketResponse
+        self,
+        live: Live,
+        credential: str,
+        request: web.Request,
+        socket: web.WebSocketResponse,
+        hello: Hello | None = None,
     ) -> None:
         attachment = SocketAttachment(request, socket)
         try:
-            if await self._shake_hands(live, credential, socket, attachment):
+            if await self._shake_hands(live, credential, socket, attachment, hello):
                 await self._serve(live, socket, attachment)
         except TokenRefused:
             await attachment.close(CloseCode.BAD_TOKEN)
@@ -122,14 +187,16 @@ class Rendezvous:
         credential: str,
         socket: web.WebSocketResponse,
         attachment: SocketAttachment,
+        hello: Hello | None,
     ) -> bool:
         """Return whether the attachment is open and current."""
         try:
-            text = await _text(socket)
-            if text is None:
-                return False
-            hello = Hello.decode(text)
-            self._manager.reception.admit(credential, hello)
+            if hello is None:
+                text = await _text(socket)
+                if text is None:
+                    return False
+                hello = Hello.decode(text)
+                self._manager.reception.admit(credential, hello)
             live.fence(attachment)
             welcome = self._manager.reception.welcome(live, hello)
             await socket.send_str(welcome.encode())

@@ -27,6 +27,7 @@ class Capsule(msgspec.Struct, frozen=True):
         dyno_id: the launcher's name of the dyno, if it was known.
         kind: whether the child has one client or several callers.
         session_id: its public name.
+        billed: from when on it pays for its dyno, wall clock; 0 if that was not known yet.
     """
 
     launch_id: str
@@ -40,3 +41,4 @@ class Capsule(msgspec.Struct, frozen=True):
     dyno_id: str | None = None
     kind: Literal["owned", "shared"] = "owned"
     session_id: str = ""
+    billed: float = 0.0

@@ -9,7 +9,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Self
 
@@ -30,7 +30,7 @@ from gateway.errors import (
     UnsupportedRevision,
 )
 from gateway.jsonrpc import error_of, notification, peek, request
-from gateway.registry.servers import Registry, ServerDefinition
+from gateway.registry.servers import Change, Registry, ServerDefinition
 from gateway.sessions.live import Live, OwnedLive, SharedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason
@@ -93,14 +93,16 @@ class _Known:
         first: set once the first look has told what its child speaks, or has failed.
         whole: set once the first look is over, translations included.
         stale: asks for another look.
+        released: asks for it at once: the server is not what it was.
         why: what the last look failed of.
     """
 
     chapters: dict[Era, Chapter]
     spoken: frozenset[Era] | None
-    first: asyncio.Event
-    whole: asyncio.Event
-    stale: asyncio.Event
+    first: asyncio.Event = field(default_factory=asyncio.Event)
+    whole: asyncio.Event = field(default_factory=asyncio.Event)
+    stale: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     why: str = ""
 
     def tells_of(self, era: Era) -> bool:
@@ -119,9 +121,13 @@ class Catalogues:
     def __init__(self, manager: Manager, registry: Registry) -> None:
         self._manager = manager
         manager.subscribe(self._hear)
-        self._servers = [server for name in registry.names if (server := registry.find(name))]
-        self._known = {server.name: _empty(server) for server in self._servers}
+        self._registry = registry
+        registry.subscribe(self._changed)
+        self._known: dict[str, _Known] = {}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._changed(Change(frozenset(registry.names), frozenset()))
 
     def chapter(self, server: ServerDefinition, era: Era) -> Chapter | None:
         """Return what clients of this era are told without a dyno; None if only a child can say."""
@@ -173,7 +179,7 @@ class Catalogues:
         if not known.tells_of(era):
             raise SessionEnded(f"{server.name} could not be started: {known.why}")
 
-    def _hear(self, event: events.SessionEvent) -> None:
+    def _hear(self, event: events.Event) -> None:
         """Be a sink: a child that contradicts its catalogue asks for another look."""
         if isinstance(event, events.Contradicted) and event.principal != PRINCIPAL:
             self._known[event.server].stale.set()
@@ -182,24 +188,44 @@ class Catalogues:
         """Look at every server now, and again when a child contradicts what is known."""
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
-        self._loops = [
-            self._tasks.create_task(self._keep(server), name=f"catalogue {server.name}")
-            for server in self._servers
-            if server.catalogue or server.era == "auto"
-        ]
+        for name in self._registry.names:
+            self._start(name)
         return self
 
     async def __aexit__(self, *failure: object) -> None:
         """Look no more."""
-        for loop in self._loops:
+        tasks, self._tasks = self._tasks, None
+        for loop in self._loops.values():
             loop.cancel()
-        await self._tasks.__aexit__(None, None, None)
+        if tasks is not None:
+            await tasks.__aexit__(None, None, None)
 
-    async def _keep(self, server: ServerDefinition) -> None:
+    def _changed(self, change: Change) -> None:
+        """Look at servers that are new, or released anew; the others are gone."""
+        for name in change.changed:
+            server = self._registry.find(name)
+            if server is not None:
+                known = self._known.setdefault(name, _empty(server))
+                known.stale.set()
+                known.released.set()
+                self._start(name)
+        for name in change.gone:
+            if (loop := self._loops.pop(name, None)) is not None:
+                loop.cancel()
+
+    def _start(self, name: str) -> None:
+        server = self._registry.find(name)
+        if self._tasks is None or server is None or name in self._loops:
+            return
+        if server.catalogue or server.era == "auto":
+            self._loops[name] = self._tasks.create_task(self._keep(name), name=f"catalogue {name}")
+
+    async def _keep(self, name: str) -> None:
         """Look at one server; the more often in vain, the more rarely."""
-        known, in_vain = self._known[server.name], 0
-        while True:
+        known, in_vain = self._known[name], 0
+        while (server := self._registry.find(name)) is not None:
             known.stale.clear()
+            known.released.clear()
             before = known.chapters
             async with self._room:
                 good = await self._look(server, known)
@@ -210,7 +236,10 @@ class Catalogues:
             in_vain = 0 if news else in_vain
             if good:
                 await known.stale.wait()
-            await asyncio.sleep(AGAIN_S[min(in_vain, len(AGAIN_S) - 1)])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S[min(in_vain, len(AGAIN_S) - 1)]):
+                    await known.released.wait()
+                    in_vain = -1
             in_vain += 1
 
     def _tell(self, server: ServerDefinition, before: Mapping[Era, Chapter]) -> None:
@@ -305,7 +334,7 @@ class Catalogues:
 
 def _empty(server: ServerDefinition) -> _Known:
     spoken = None if server.era == "auto" else frozenset(_ERAS[server.era])
-    return _Known({}, spoken, asyncio.Event(), asyncio.Event(), asyncio.Event())
+    return _Known({}, spoken)
 
 
 class _Run(ABC):

@@ -113,7 +113,10 @@ class JoinDesk:
         self._passes: dict[str, _Pass] = {}
 
     def mint(self, launch_id: str, key: str, expires: float) -> str:
-        """Return a join token for this launch; good once, until `expires`."""
+        """Return a join token for this launch; good once, until `expires`.
+
+        Without a key it leads to the pool, until `assign`.
+        """
         secret = self._draw(32)
         self._passes[launch_id] = _Pass(key, _hash(secret), expires)
         return f"rj_{launch_id}.{secret}"
@@ -121,6 +124,10 @@ class JoinDesk:
     def adopt(self, launch_id: str, key: str, proof: str, boot_id: str) -> None:
         """Know an agent that joined at another gateway process; its capsule has vouched for it."""
         self._passes[launch_id] = _Pass(key, "", 0.0, proof, boot_id)
+
+    def assign(self, launch_id: str, key: str) -> None:
+        """A parked agent is a session's now: its credentials lead there."""
+        self._passes[launch_id].key = key
 
     def forget(self, launch_id: str) -> None:
         """The session is over: nothing joins or resumes with this launch any more."""

@@ -1,32 +1,29 @@
-"""Dynos of sessions: got, given back, and found dead. The only room that calls a launcher."""
+"""Dynos of sessions: got from the pool or the platform, and given back."""
 
 import asyncio
 import contextlib
+import functools
+import secrets
 import time
 from collections.abc import Callable
 
 from dyno_agent.link import CloseCode
 from gateway import events
-from gateway.errors import GatewayError, LaunchFailed, LinkLostError
-from gateway.launchers.base import Dyno, Launcher, LaunchError, LaunchOrder
-from gateway.sessions.credentials import JoinDesk
-from gateway.sessions.directory import Directory
+from gateway.errors import GatewayError, LaunchFailed, NoRoom
+from gateway.launchers.base import LaunchError
 from gateway.sessions.endings import UNEXPECTED, boot_timeout
+from gateway.sessions.fleet import Fleet, Wanted
+from gateway.sessions.ledger import Account, Bill
+from gateway.sessions.line import LineFull, WaitedTooLong
 from gateway.sessions.live import LADDER_S, Live
-from gateway.sessions.record import Reason, State, Step
-
-AGENT_PATIENCE_S = 5.0
-"""How much longer than ours the agent's start deadline is: we say first that it was missed, and
-the agent leaves by itself only when nobody is there to stop it."""
+from gateway.sessions.pool import Parked, Pool
+from gateway.sessions.record import Reason, Step
 
 LEAVE_S = LADDER_S + 3.0
 """How long an agent may take to end its child and go before its dyno is stopped from outside."""
 
-STOP_S = 30.0
-"""How long one stop call of a launcher may take."""
-
-LIFETIME_SLACK_S = 300.0
-"""The platform's own time limit lies this far behind ours: it is the last resort."""
+END_SLACK_S = 60.0
+"""How long after the end of its session's life a dyno may take to be gone."""
 
 End = Callable[[Live, Reason, GatewayError], None]
 
@@ -35,42 +32,50 @@ class Dynos:
     """Launches and stops the dynos of sessions.
 
     Args:
-        launcher: makes dynos.
-        desk: mints join tokens.
-        url: base URL that agents dial.
-        emit: hears events.
+        fleet: gets and stops dynos.
+        pool: has some ready.
         end: ends a session whose dyno cannot be had or is gone.
     """
 
-    def __init__(
-        self, launcher: Launcher, desk: JoinDesk, url: str, emit: events.Sink, end: End
-    ) -> None:
-        self._launcher = launcher
-        self._desk = desk
-        self._url = url
-        self._emit = emit
+    def __init__(self, fleet: Fleet, pool: Pool, end: End) -> None:
+        self._fleet = fleet
+        self._pool = pool
+        self._emit = fleet.emit
         self._end = end
         self._launching: dict[Live, asyncio.Task[None]] = {}
+        self._queued: dict[Live, int] = {}
         self._closing: dict[Live, asyncio.Task[None]] = {}
-
-    @property
-    def boot_timeout_s(self) -> float:
-        """How long a boot may take unless a server says otherwise."""
-        return self._launcher.boot_timeout_s
-
-    @property
-    def launcher(self) -> str:
-        """Name of the launcher, for the log."""
-        return self._launcher.name
 
     @property
     def closing(self) -> int:
         """How many sessions are being closed."""
         return len(self._closing)
 
+    @property
+    def queue(self) -> list[tuple[Live, int]]:
+        """The sessions that wait in line, with their positions."""
+        return list(self._queued.items())
+
+    def stopping(self, launch_id: str) -> bool:
+        """True while a session's dyno is being given back."""
+        return any(live.record.launch_id == launch_id for live in self._closing)
+
+    def check_room(self, live: Live) -> None:
+        """Make sure that a session may have a dyno; see `Fleet.check_room` for what it raises."""
+        record = live.record
+        self._fleet.check_room(record.server, record.principal, _longest_s(live))
+
     def launch(self, live: Live, tasks: asyncio.TaskGroup) -> None:
-        """Ask for a session's dyno."""
-        name = f"launch {live.record.session_id}"
+        """Get a session's dyno: one that is parked, or a new one."""
+        parked = None if live.tied else self._pool.take(live.record.server)
+        if parked is not None:
+            self._adopt(live, parked)
+            return
+        record = live.record
+        record.launch_id = secrets.token_hex(12)
+        self._tell_launching(live)
+        self._fleet.reserve(record.launch_id, record.server, _account(live), _longest_s(live))
+        name = f"launch {record.session_id}"
         self._launching[live] = tasks.create_task(self._launch(live), name=name)
 
     def close(
@@ -93,53 +98,101 @@ class Dynos:
             task.cancel()
         return [dyno_id for dyno_id in left if dyno_id is not None]
 
-    async def aclose(self, left: list[str]) -> None:
-        """Stop what is left, and let go of the launcher."""
-        async with asyncio.TaskGroup() as stops:
-            for dyno_id in left:
-                stops.create_task(self._launcher.stop(dyno_id))
-        await self._launcher.aclose()
+    def inherit(self, live: Live) -> None:
+        """Pay for the dyno of a session that an agent has brought here."""
+        record, fleet = live.record, self._fleet
+        server = record.server
+        latest_end = fleet.now() + _longest_s(live)
+        price, size = fleet.price(server), server.size or ""
+        fleet.book.open(record.launch_id, _account(live), price, size, record.billed, latest_end)
+
+    def _adopt(self, live: Live, parked: Parked) -> None:
+        record, fleet = live.record, self._fleet
+        record.launch_id, record.dyno_id = parked.launch_id, parked.dyno_id
+        self._tell_launching(live)
+        self._began(live)
+        now = fleet.now()
+        fleet.book.transfer(parked.launch_id, _account(live), now, now + _longest_s(live))
+        fleet.desk.assign(parked.launch_id, record.fingerprint)
+        record.billed = now
+        waited_s = 0.0 if parked.ready is None else time.monotonic() - parked.ready
+        self._emit(
+            events.Adopted(
+                session=record.session_id,
+                launch=record.launch_id,
+                dyno=record.dyno_id or "",
+                parked_s=round(waited_s, 3),
+            )
+        )
+        live.launched.set()
+        parked.live = live
+        parked.called.set()
+
+    def _tell_launching(self, live: Live) -> None:
+        record = live.record
+        self._emit(
+            events.Launching(
+                session=record.session_id,
+                launch=record.launch_id,
+                launcher=self._fleet.launcher,
+                face=record.face,
+            )
+        )
+
+    def _began(self, live: Live) -> None:
+        """From now on its boot takes time, and its life."""
+        live.lease.launched = live.record.launched = time.monotonic()
 
     async def _launch(self, live: Live) -> None:
         record, lease = live.record, live.lease
-        token = self._desk.mint(
-            record.launch_id, record.fingerprint, time.monotonic() + lease.boot_s
+        wanted = Wanted(
+            record.launch_id, record.fingerprint, record.server, lease.boot_s, _longest_s(live)
         )
-        order = LaunchOrder(
-            launch_id=record.launch_id,
-            server=record.server.name,
-            environment={
-                "RENDEZVOUS_URL": self._url,
-                "RENDEZVOUS_JOIN_TOKEN": token,
-                "RENDEZVOUS_START_DEADLINE_S": str(lease.boot_s + AGENT_PATIENCE_S),
-            },
-            size=record.server.size,
-            lifetime_s=lease.lifetime_s + LIFETIME_SLACK_S,
-        )
+        place = functools.partial(self._in_line, live)
         try:
-            async with asyncio.timeout(lease.boot_s):
-                dyno = await self._launcher.launch(order)
+            dyno = await self._fleet.launch(wanted, place, lambda: self._began(live))
         except LaunchError as failure:
             error = LaunchFailed(f"no dyno could be had for {record.server.name}: {failure}")
-            self._end(live, Reason.BOOT_FAILED, error)
+            self._failed(live, Reason.BOOT_FAILED, error)
+        except (LineFull, WaitedTooLong) as failure:
+            self._failed(live, Reason.NO_ROOM, NoRoom(f"{failure}; try again later"))
         except TimeoutError:
             self._end(live, Reason.BOOT_TIMEOUT, boot_timeout(live))
         else:
-            record.dyno_id = dyno.dyno_id
-            self._emit(
-                events.Launched(
-                    session=record.session_id, launch=record.launch_id, dyno=dyno.dyno_id
+            entry = self._fleet.book.running(record.launch_id)
+            record.billed = self._fleet.now() if entry is None else entry.since
+            if dyno is not None:
+                record.dyno_id = dyno.dyno_id
+                self._emit(
+                    events.Launched(
+                        session=record.session_id, launch=record.launch_id, dyno=dyno.dyno_id
+                    )
                 )
-            )
             live.tell_phase("the dyno boots")
         finally:
+            self._queued.pop(live, None)
             del self._launching[live]
             live.launched.set()
 
+    def _failed(self, live: Live, reason: Reason, error: GatewayError) -> None:
+        """There is no dyno, and there will be none."""
+        self._fleet.give_up(live.record.launch_id)
+        live.record.launch_id = ""
+        self._end(live, reason, error)
+
+    def _in_line(self, live: Live, position: int, waiting: int) -> None:
+        if self._queued.get(live) == position:
+            return
+        self._queued[live] = position
+        live.lease.launched = None  # the boot has not begun
+        self._emit(
+            events.Queued(session=live.record.session_id, position=position, waiting=waiting)
+        )
+        live.tell_phase(f"waiting for a dyno, number {position} of {waiting} in line")
+
     async def _close(self, live: Live, reason: Reason, error: GatewayError) -> None:
         record = live.record
-        if record.launch_id:
-            await self._give_back(live)
+        bill = await self._give_back(live) if record.launch_id else None
         record.move(Step.GONE)
         self._closing.pop(live, None)
         seconds = time.monotonic() - record.created
@@ -151,11 +204,14 @@ class Dynos:
                 calls=record.calls,
                 dropped=live.session.chatter.dropped,
                 peak_buffer_bytes=live.session.link.peak_bytes,
+                dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
+                usd=0.0 if bill is None else round(bill.usd, 6),
                 detail=error.message if reason in UNEXPECTED else "",
             )
         )
 
-    async def _give_back(self, live: Live) -> None:
+    async def _give_back(self, live: Live) -> Bill | None:
+        """Let the agent end its child and leave, make sure that the dyno is gone, and pay."""
         record = live.record
         if live.attached:
             with contextlib.suppress(TimeoutError):
@@ -163,37 +219,27 @@ class Dynos:
                     if live.session.child_runs:
                         live.ask_to_stop()
                     await live.gone.wait()
-        self._desk.forget(record.launch_id)
+        if live in self._queued:
+            self._launching[live].cancel()
+        self._fleet.disown(record.launch_id)
         await live.refuse(CloseCode.SESSION_ENDED)
         await live.launched.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_S):
-                dyno_id = record.dyno_id or await self._dyno_of(record.launch_id)
-                if dyno_id is not None:
-                    await self._launcher.stop(dyno_id)
-
-    async def _dyno_of(self, launch_id: str) -> str | None:
-        """Return the launcher's name of a dyno that an earlier process has launched."""
-        dynos = await self._launcher.list()
-        return next((dyno.dyno_id for dyno in dynos if dyno.launch_id == launch_id), None)
-
-    async def reconcile(self, directory: Directory) -> None:
-        """Notice dynos that ended without a word, long before any deadline would."""
-        while True:
-            await asyncio.sleep(self._launcher.poll_s)
-            by_launch = {live.record.launch_id: live for live in directory}
-            for dyno in await self._launcher.list():
-                live = by_launch.get(dyno.launch_id)
-                if live is None or dyno.exit_status is None or live.attached:
-                    continue
-                self._dyno_gone(live, dyno)
-
-    def _dyno_gone(self, live: Live, dyno: Dyno) -> None:
-        what = (
-            f"the dyno ended with status {dyno.exit_status} and without a word on the link. Its "
-            f"own log ends with:\n{dyno.last_words.strip()}"
+        return await self._fleet.stop(
+            record.launch_id, record.dyno_id, record.server.app, self._left(live)
         )
-        if live.record.state is State.LAUNCHING:
-            self._end(live, Reason.BOOT_FAILED, LaunchFailed(what))
-        else:
-            self._end(live, Reason.LINK_LOST, LinkLostError(what))
+
+    def _left(self, live: Live) -> float | None:
+        """Return when the agent was here last, wall clock: if the dyno is gone, since then."""
+        if live.left is None:
+            return None
+        return self._fleet.now() - (time.monotonic() - live.left)
+
+
+def _account(live: Live) -> Account:
+    record = live.record
+    return Account(record.principal, record.server.name, record.session_id)
+
+
+def _longest_s(live: Live) -> float:
+    """Return for how long a session's dyno can cost something."""
+    return live.lease.lifetime_s + END_SLACK_S

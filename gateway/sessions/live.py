@@ -60,6 +60,7 @@ class Live:
         lease: the clocks.
         launched: set once the launch has an outcome, good or bad.
         gone: set once the agent has left for good.
+        left: when an agent was here last, monotonic.
         fresh: the session was rebuilt and has not heard its agent's journal yet.
         handed_over: another process has the session, or will have it.
         rebuilt: it continues one that has ended, and whose state is lost.
@@ -78,6 +79,7 @@ class Live:
         self.epoch = 0
         self.launched = asyncio.Event()
         self.gone = asyncio.Event()
+        self.left: float | None = None
         self.large_bodies = asyncio.Semaphore(LARGE_BODIES)
         self._emit = emit
         self._attachment: Attachment | None = None
@@ -254,7 +256,7 @@ class Live:
         """This attachment is gone. Nothing happens when a newer one took over."""
         if self._attachment is not attachment:
             return
-        self._attachment = None
+        self._attachment, self.left = None, now
         self.session.link.detach()
         if self.handed_over:
             return

@@ -31,15 +31,20 @@ from gateway.sessions.credentials import JoinDesk, SessionKeys
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos
 from gateway.sessions.endings import overdue
+from gateway.sessions.fleet import Fleet, Rules
 from gateway.sessions.lease import Lease
+from gateway.sessions.ledger import Budgets, Ledger
 from gateway.sessions.live import Live, OwnedLive, SharedLive
 from gateway.sessions.overture import Overture
 from gateway.sessions.owned import OwnedSession
+from gateway.sessions.pool import Parked, Pool
 from gateway.sessions.reception import Reception
+from gateway.sessions.reconciler import Reconciler
 from gateway.sessions.record import Reason, SessionRecord, State, Step
 from gateway.sessions.sealing import BadSeal, Sealer
 from gateway.sessions.seals import Seal, Seals
 from gateway.sessions.shared import SharedSession
+from gateway.sessions.warmth import Caps
 
 TICK_S = 0.25
 """Period of the deadline loop: how late a limit may strike."""
@@ -75,6 +80,10 @@ class Terms:
         secret: seals session keys and capsules.
         max_sessions: sessions with a dyno at once.
         grace_s: how long an agent may be out of reach before its session ends.
+        budgets: what dynos may cost.
+        caps: what parked dynos may cost.
+        queue_length: sessions that may wait while an app's dyno limit is reached.
+        queue_timeout_s: how long one may.
         hand_over: another process will have the same secret: a shutdown leaves sessions to it.
         limits: of every link.
         wall_clock: seconds since 1970; gateway processes compare it with one another's only.
@@ -84,6 +93,10 @@ class Terms:
     secret: bytes = field(repr=False)
     max_sessions: int
     grace_s: float = 300.0
+    budgets: Budgets = field(default_factory=Budgets)
+    caps: Caps = field(default_factory=Caps)
+    queue_length: int = 20
+    queue_timeout_s: float = 120.0
     hand_over: bool = False
     limits: Limits = DEFAULT_LIMITS
     wall_clock: Callable[[], float] = time.time  # noqa: TID251 - outlives a process, see capsule.py
@@ -103,6 +116,10 @@ class Manager:
     Attributes:
         directory: the sessions that live here.
         reception: for agents.
+        fleet: all dynos, and what they cost.
+        pool: dynos without a session.
+        dynos: of the sessions.
+        reconciler: hears what the platform tells by itself.
         seals: for what modern clients bring back.
     """
 
@@ -121,37 +138,49 @@ class Manager:
         self._tasks = asyncio.TaskGroup()
         self._hands_over = terms.hand_over
         desk = JoinDesk(secrets.token_urlsafe)
+        rules = Rules(terms.url, terms.queue_length, terms.queue_timeout_s, terms.wall_clock)
+        self.fleet = Fleet(launcher, desk, Ledger(terms.budgets), rules, self.emit)
         self.seals = Seals(terms.secret)
         self.directory = Directory()
+        self.pool = Pool(self.fleet, registry, terms.caps)
         self.reception = Reception(
             self.directory,
-            desk,
+            self.fleet,
+            self.pool,
             registry,
             self._make,
-            secret=terms.secret,
-            wall_clock=terms.wall_clock,
+            terms.secret,
         )
-        self._dynos = Dynos(launcher, desk, terms.url, self.emit, self.end)
+        self.dynos = Dynos(self.fleet, self.pool, self.end)
+        self.reconciler = Reconciler(
+            self.fleet,
+            self.directory,
+            self.dynos,
+            self.pool,
+            terms.grace_s,
+            self.end,
+        )
 
     async def __aenter__(self) -> Self:
         """Start the loops."""
         await self._tasks.__aenter__()
         self._loops = [
             self._tasks.create_task(self._watch_deadlines(), name="deadlines"),
-            self._tasks.create_task(self._dynos.reconcile(self.directory), name="reconciler"),
+            self._tasks.create_task(self.reconciler.keep(), name="reconciler"),
+            self._tasks.create_task(self.pool.keep(), name="pool"),
         ]
         return self
 
     async def __aexit__(self, *failure: object) -> None:
         """End or hand over every session, then the loops, then the launcher."""
         await self.drain()
-        left = self._dynos.cancel()
+        left = self.dynos.cancel()
         for task in self._loops:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
-        await self._dynos.aclose(left)
+        await self.fleet.aclose([*left, *self.pool.left])
 
-    def emit(self, event: events.SessionEvent) -> None:
+    def emit(self, event: events.Event) -> None:
         """Tell every sink what happened."""
         for sink in self._sinks:
             sink(event)
@@ -163,7 +192,7 @@ class Manager:
     @property
     def sessions(self) -> int:
         """How many sessions live or are being closed."""
-        return len(self.directory) + self._dynos.closing
+        return len(self.directory) + self.dynos.closing
 
     @property
     def draining(self) -> bool:
@@ -386,7 +415,7 @@ class Manager:
         now = time.monotonic()
         lease = Lease(
             launched=None,
-            boot_s=server.boot_timeout or self._dynos.boot_timeout_s,
+            boot_s=server.boot_timeout or self.fleet.boot_timeout_s,
             idle_s=server.idle_timeout,
             lifetime_s=server.max_lifetime,
             grace_s=self._terms.grace_s,
@@ -417,7 +446,7 @@ class Manager:
 
         Raises:
             Restarting: it has ended, or is handed over; the next request finds another one.
-            Busy: see `launch`.
+            Busy, QueueFull, BudgetSpent: see `launch`.
         """
         if live.record.over or live.handed_over:
             raise Restarting("the session has just ended; send the request again")
@@ -429,6 +458,7 @@ class Manager:
                 f"this gateway holds its limit of {self._terms.max_sessions} sessions "
                 "(MAX_SESSIONS); end one or try again later"
             )
+        self.dynos.check_room(live)
 
     def launch(self, live: Live, face: Face) -> None:
         """Ask for a session's dyno, unless that was done; calls wait for the boot.
@@ -439,24 +469,16 @@ class Manager:
 
         Raises:
             Busy: the gateway holds as many sessions with a dyno as it may.
+            QueueFull, BudgetSpent: see `Fleet.check_room`.
         """
         record = live.record
         if record.state is not State.REQUESTED:
             return
         self.check_room(live)
-        record.launch_id, record.face = secrets.token_hex(12), face
-        live.lease.launched = record.launched = time.monotonic()
+        record.face = face
         record.move(Step.LAUNCH)
-        self.emit(
-            events.Launching(
-                session=record.session_id,
-                launch=record.launch_id,
-                launcher=self._dynos.launcher,
-                face=face,
-            )
-        )
         live.session.start(time.monotonic())
-        self._dynos.launch(live, self._tasks)
+        self.dynos.launch(live, self._tasks)
 
     def end(self, live: Live, reason: Reason, error: GatewayError) -> None:
         """End a session: its calls are answered with `error`, its dyno is stopped."""
@@ -467,16 +489,16 @@ class Manager:
         self.emit(events.Closing(session=record.session_id, reason=reason))
         self.directory.remove(live, reason)
         live.fail(error, time.monotonic())
-        self._dynos.close(live, reason, error, self._tasks)
+        self.dynos.close(live, reason, error, self._tasks)
 
     async def closed(self) -> None:
         """Wait until the sessions that are being closed have given their dynos back, or long."""
-        await self._dynos.closed(DRAIN_S)
+        await self.dynos.closed(DRAIN_S)
 
     # For agents
 
-    def recognise(self, credential: str, capsule: str) -> Live:
-        """Return the session that an agent's credential leads to; see `Reception.recognise`.
+    def recognise(self, credential: str, capsule: str) -> Live | Parked:
+        """Return what an agent's credential leads to; see `Reception.recognise`.
 
         Raises:
             Restarting: this process leaves.
@@ -484,7 +506,10 @@ class Manager:
         """
         if self.draining:
             raise Restarting("this gateway process is shutting down; dial again")
-        return self.reception.recognise(credential, capsule, self.emit)
+        found = self.reception.recognise(credential, capsule, self.emit)
+        if isinstance(found, Live) and found.fresh:
+            self.dynos.inherit(found)
+        return found
 
     def breach(self, live: Live, cause: str) -> None:
         """An agent broke the rules: its session is over, and nobody else's."""
@@ -526,6 +551,7 @@ class Manager:
     async def drain(self) -> None:
         """Take nothing new; hand every session over or end it, for a bounded time."""
         self.directory.drain()
+        self.pool.drain()
         if self._hands_over:
             await self._hand_over()
         for live in self.directory:

@@ -1,16 +1,17 @@
 """Agents at the door: who presents what, which session it leads to, what it is welcomed with."""
 
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from dyno_agent.link import Hello, Welcome
 from gateway import events
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.sessions.capsule import PURPOSE, Capsule
-from gateway.sessions.credentials import JoinDesk, TokenRefused, proof_of
+from gateway.sessions.credentials import TokenRefused, proof_of
 from gateway.sessions.directory import Directory
+from gateway.sessions.fleet import Fleet
 from gateway.sessions.live import Live, SharedLive
+from gateway.sessions.pool import Parked, Pool
 from gateway.sessions.record import State
 from gateway.sessions.sealing import BadSeal, Sealer
 
@@ -36,32 +37,32 @@ class Reception:
 
     Args:
         directory: the sessions that live here.
-        desk: join tokens and resume credentials.
+        fleet: has the desk of join tokens and resume credentials, and the time.
+        pool: dynos without a session.
         registry: the servers.
         make: makes a session.
         secret: the deployment's GATEWAY_SECRET.
-        wall_clock: seconds since 1970, see `Terms`.
     """
 
     def __init__(
         self,
         directory: Directory,
-        desk: JoinDesk,
+        fleet: Fleet,
+        pool: Pool,
         registry: Registry,
         make: Make,
-        *,
         secret: bytes,
-        wall_clock: Callable[[], float],
     ) -> None:
         self._directory = directory
-        self._desk = desk
+        self._desk = fleet.desk
+        self._wall_clock = fleet.now
+        self._pool = pool
         self._registry = registry
         self._make = make
         self._sealer = Sealer(secret, PURPOSE, Capsule)
-        self._wall_clock = wall_clock
 
-    def recognise(self, credential: str, capsule: str, emit: events.Sink) -> Live:
-        """Return the session that an agent's credential leads to, rebuilt if need be.
+    def recognise(self, credential: str, capsule: str, emit: events.Sink) -> Live | Parked:
+        """Return what an agent's credential leads to: a session, rebuilt if need be, or the pool.
 
         Raises:
             TokenRefused: none.
@@ -81,7 +82,7 @@ class Reception:
                 )
             )
             return live
-        found = self._directory.get(fingerprint)
+        found = self._directory.get(fingerprint) or self._pool.find(fingerprint)
         if found is None:
             raise TokenRefused
         return found
@@ -93,7 +94,7 @@ class Reception:
             capsule = self._sealer.open(text)
         except BadSeal:
             raise TokenRefused from None
-        server = self._registry.find(capsule.server)
+        server = self._registry.known(capsule.server)
         age_s = max(0.0, self._wall_clock() - capsule.created)
         if (
             (capsule.launch_id, capsule.proof) != (launch_id, proof)
@@ -113,6 +114,7 @@ class Reception:
         record, now = live.record, time.monotonic()
         record.created = record.launched = live.lease.launched = now - age_s
         record.state, record.launch_id, record.dyno_id = State.PARTED, launch_id, capsule.dyno_id
+        record.billed = capsule.billed or capsule.created
         live.lease.parted = live.lease.active = live.session.active = now
         live.fresh, live.epoch = True, capsule.epoch
         live.lease.booted = True
@@ -141,5 +143,6 @@ class Reception:
             dyno_id=record.dyno_id,
             kind="shared" if isinstance(live, SharedLive) else "owned",
             session_id=record.session_id,
+            billed=record.billed,
         )
         return live.welcome(hello, self._sealer.seal(capsule))

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     PROCESS_EXIT = "process_exit"
     BOOT_TIMEOUT = "boot_timeout"
     BOOT_FAILED = "boot_failed"
+    NO_ROOM = "no_room"
     LINK_LOST = "link_lost"
     BREACH = "breach"
     DRAINED = "drained"
@@ -98,6 +99,7 @@ class SessionRecord:
         face: the era that the child is to show, see `dyno_agent.faces`.
         launch_id: public name of the attempt to get a dyno.
         dyno_id: the launcher's name of the dyno, once known.
+        billed: from when on the dyno is paid for by this session, seconds since 1970.
     """
 
     session_id: str
@@ -110,6 +112,7 @@ class SessionRecord:
     face: Face = "plain"
     launch_id: str = ""
     dyno_id: str | None = None
+    billed: float = 0.0
     calls: int = 0
 
     def boot_s(self, now: float) -> float:

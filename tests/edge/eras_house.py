@@ -229,11 +229,11 @@ def launches(house: House) -> int:
     return sum(isinstance(event, events.Launching) for event in house.ear.heard)
 
 
-def heard_events(house: House, kind: type[events.SessionEvent]) -> list[Any]:
+def heard_events(house: House, kind: type[events.Event]) -> list[Any]:
     return [event for event in house.ear.heard if isinstance(event, kind)]
 
 
-async def happens(house: House, kind: type[events.SessionEvent], times: int = 1) -> Any:
+async def happens(house: House, kind: type[events.Event], times: int = 1) -> Any:
     """Wait until something was said that often; return the last such event."""
     await eventually(lambda: len(heard_events(house, kind)) >= times)
     return heard_events(house, kind)[times - 1]

@@ -402,7 +402,7 @@ async def test_run_that_ends_between_two_answers_is_only_not_learned(era: str) -
             (live,) = manager.directory
             manager.end(live, Reason.PROCESS_EXIT, SessionEnded("it is gone"))
 
-        def hear(event: events.SessionEvent) -> None:
+        def hear(event: events.Event) -> None:
             if isinstance(event, events.CallFinished):
                 asyncio.get_running_loop().call_soon(end)  # before its client can go on
 

@@ -103,7 +103,8 @@ async def test_session_has_the_same_public_name_everywhere() -> None:
         agent, _ = await old.booted()
         agent.cut()
         await new.resume(agent)
-        names = {event.session for event in old.ear.heard + new.ear.heard}
+        heard = old.ear.heard + new.ear.heard
+        names = {event.session for event in heard if isinstance(event, events.SessionEvent)}
     assert len(names) == 1
 
 

@@ -81,18 +81,22 @@ class Ear:
     """Hears all events and lets tests wait for one."""
 
     def __init__(self) -> None:
-        self.heard: list[events.SessionEvent] = []
+        self.heard: list[events.Event] = []
         self._news = asyncio.Event()
 
-    def __call__(self, event: events.SessionEvent) -> None:
+    def __call__(self, event: events.Event) -> None:
         self.heard.append(event)
         self._news.set()
 
-    def _of(self, order: LaunchOrder | Agent) -> list[events.SessionEvent]:
+    def _of(self, order: LaunchOrder | Agent) -> list[events.Event]:
         begun = (events.Launching, events.Hydrated)
         begins = [event for event in self.heard if isinstance(event, begun)]
         (session,) = {event.session for event in begins if event.launch == order.launch_id}
-        return [event for event in self.heard if event.session == session]
+        return [
+            event
+            for event in self.heard
+            if isinstance(event, events.SessionEvent) and event.session == session
+        ]
 
     async def closed(self, order: LaunchOrder | Agent) -> str:
         """Wait until this launch's session is closed; return the reason."""

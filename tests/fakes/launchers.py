@@ -33,9 +33,10 @@ class RecordingLauncher:
         """Nothing: this machine runs anyway. See `Launcher.usd_per_hour`."""
         return 0.0
 
-    async def stop(self, dyno_id: str) -> None:
+    async def stop(self, dyno_id: str) -> bool:
         """Record the stop. See `Launcher.stop`."""
         self.stopped.append(dyno_id)
+        return True
 
     async def list(self) -> Sequence[Dyno]:
         """Nothing ever ends by itself. See `Launcher.list`."""

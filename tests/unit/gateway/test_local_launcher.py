@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from gateway.launchers import local
-from gateway.launchers.base import Dyno, LaunchError, LaunchOrder
+from gateway.launchers.base import Dyno, LaunchError, LaunchOrder, PlatformError
 from gateway.launchers.local import LocalLauncher
 
 WAIT_S = 20.0
@@ -399,7 +399,8 @@ async def test_dyno_that_cannot_be_ended_stays_listed_with_its_files(
         patch.setattr(os, "killpg", lambda *_: None)
         patch.setattr(local, "TERM_S", 0.0)
         patch.setattr(local, "KILL_S", 0.0)
-        await stop(launcher, dyno.dyno_id)
+        with pytest.raises(PlatformError, match="outlives SIGKILL"):
+            await stop(launcher, dyno.dyno_id)
     assert (list(await launcher.list()), len(left(scratch))) == ([dyno], 2)
 
 
@@ -569,7 +570,8 @@ async def test_dyno_whose_pid_file_cannot_be_read_just_now_keeps_its_home(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "LOOK_S", 0.0)
         patch.setattr(Path, "read_text", fail)
-        await stop(launcher, "local.launch")
+        with pytest.raises(PlatformError, match="too many open files"):
+            await stop(launcher, "local.launch")
         assert list(await launcher.list()) == []
     launcher._next_look = 0.0
     assert list(await launcher.list()) == [LAUNCHED]

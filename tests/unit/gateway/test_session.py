@@ -95,7 +95,7 @@ class Play:
         self.agent = Endpoint(limits, now=0.0)
         self.link.attach(0, 0.0)
         self.agent.attach(0, 0.0)
-        self.told: list[events.SessionEvent] = []
+        self.told: list[events.Event] = []
         self.session: OwnedSession[str] = OwnedSession(
             self.record, self.link, self.told.append, TIMEOUT_S
         )

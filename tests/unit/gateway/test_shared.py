@@ -102,7 +102,7 @@ class Play:
         self.agent = Endpoint(limits, now=0.0)
         self.link.attach(0, 0.0)
         self.agent.attach(0, 0.0)
-        self.told: list[events.SessionEvent] = []
+        self.told: list[events.Event] = []
         self.seals = Seals(SECRET)
         self.session: SharedSession[str] = SharedSession(
             self.record, self.link, self.told.append, TIMEOUT_S, self.seals

@@ -1,0 +1,218 @@
+"""Compares the platform's dynos with those that are known here: the last to notice, and for sure.
+
+A *ghost* is a session whose dyno is gone; an *orphan* is a dyno whose session is. What webhooks
+tell comes here too: it is news of the same kind, only sooner, and may be lost.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from gateway import events
+from gateway.errors import LaunchFailed, LinkLostError
+from gateway.launchers.base import Dyno, PlatformError
+from gateway.sessions.directory import Directory
+from gateway.sessions.dynos import Dynos, End
+from gateway.sessions.fleet import Fleet
+from gateway.sessions.ledger import Account
+from gateway.sessions.live import Live
+from gateway.sessions.pool import Pool
+from gateway.sessions.record import Reason, State
+
+YOUNG_S = 10.0
+"""A platform may not list a dyno yet that it has just made."""
+
+MISSED = 2
+"""Lists in a row that a dyno must be missing from before it is taken for gone."""
+
+FAREWELL_S = 2.0
+"""How long the link of a dyno that has ended may take to say more than the platform does."""
+
+STOPS_AT_ONCE = 4
+
+ORPHANS = "(orphans)"
+"""Principal of dynos that nobody here knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the platform tells of one dyno by itself.
+
+    Attributes:
+        launch_id: which launch it belongs to.
+        dyno_id: the launcher's name of it.
+        state: the platform's word.
+        ended: it does not run any more.
+        exit_status: if it was told.
+    """
+
+    launch_id: str
+    dyno_id: str
+    state: str
+    ended: bool
+    exit_status: int | None
+
+
+class Reconciler:
+    """Finds ghosts and orphans.
+
+    Args:
+        fleet: lists and stops dynos.
+        directory: the sessions that live here.
+        dynos: of sessions that end here.
+        pool: dynos without a session.
+        grace_s: how long an orphan may wait for a gateway process that knows it.
+        end: ends a session.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        directory: Directory,
+        dynos: Dynos,
+        pool: Pool,
+        grace_s: float,
+        end: End,
+    ) -> None:
+        self._fleet = fleet
+        self._directory = directory
+        self._dynos = dynos
+        self._pool = pool
+        self._grace_s = grace_s
+        self._emit = fleet.emit
+        self._end = end
+        self._missed: dict[str, int] = {}
+        self._strangers: dict[str, float] = {}  # launch id: since when, monotonic
+        self._news: asyncio.Queue[News] = asyncio.Queue(1000)
+        self._stopping: set[str] = set()  # orphans
+        self._stops = asyncio.Semaphore(STOPS_AT_ONCE)
+
+    def heard(self, news: News) -> None:
+        """Take what a webhook told; lost if it comes faster than it can be looked at."""
+        if news.ended and not self._news.full():
+            self._news.put_nowait(news)
+
+    async def keep(self) -> None:
+        """Compare at once, and again and again."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(tasks), name="webhook news")
+            trouble = ""
+            while True:
+                try:
+                    listed = await self._fleet.list()
+                except (PlatformError, TimeoutError) as error:
+                    why = str(error) or "no answer in time"
+                    if why != trouble:
+                        self._emit(events.NotListed(why=why))
+                    trouble = why
+                else:
+                    trouble = ""
+                    self._compare(listed, tasks)
+                await asyncio.sleep(self._fleet.poll_s)
+
+    def _compare(self, listed: Sequence[Dyno], tasks: asyncio.TaskGroup) -> None:
+        by_launch = {dyno.launch_id: dyno for dyno in listed}
+        lives = {live.record.launch_id: live for live in self._directory}
+        for launch_id, live in lives.items():
+            dyno = by_launch.get(launch_id)
+            if dyno is not None and live.record.dyno_id is None:
+                live.record.dyno_id = dyno.dyno_id  # whoever started it
+            if live.record.launched is not None and not live.attached:
+                self._look_at(live, dyno)
+        for parked in self._pool:
+            dyno = by_launch.get(parked.launch_id)
+            if dyno is not None and parked.dyno_id is None:
+                parked.dyno_id = dyno.dyno_id
+            if dyno is not None and dyno.exit_status is not None and parked.ready is None:
+                self._pool.lost(parked)
+        self._missed = {launch: n for launch, n in self._missed.items() if launch in lives}
+        self._look_for_orphans(by_launch, lives.keys(), tasks)
+
+    def _look_at(self, live: Live, dyno: Dyno | None) -> None:
+        launch_id, launched = live.record.launch_id, live.record.launched
+        if dyno is not None and dyno.exit_status is None:
+            self._missed.pop(launch_id, None)
+        elif dyno is not None:
+            self._ghost(live, dyno.exit_status, dyno.last_words)
+        elif live.record.dyno_id is not None and time.monotonic() - (launched or 0.0) >= YOUNG_S:
+            self._missed[launch_id] = self._missed.get(launch_id, 0) + 1
+            if self._missed[launch_id] >= MISSED:
+                self._ghost(live, None, "")
+
+    def _ghost(self, live: Live, status: int | None, last_words: str) -> None:
+        """A dyno ended without a word on the link."""
+        what = "the dyno ended without a word on the link"
+        if status is not None:
+            what += f", with status {status}"
+        if last_words.strip():
+            what += f". Its own log ends with:\n{last_words.strip()}"
+        if live.record.state is State.LAUNCHING:
+            self._end(live, Reason.BOOT_FAILED, LaunchFailed(what))
+        else:
+            self._end(live, Reason.LINK_LOST, LinkLostError(what))
+
+    def _look_for_orphans(
+        self, by_launch: Mapping[str, Dyno], known: Set[str], tasks: asyncio.TaskGroup
+    ) -> None:
+        running = {
+            launch_id: dyno
+            for launch_id, dyno in by_launch.items()
+            if dyno.exit_status is None
+            and launch_id not in known
+            and launch_id not in self._pool
+            and not self._dynos.stopping(launch_id)
+            and launch_id not in self._stopping
+        }
+        now = time.monotonic()
+        self._strangers = {launch_id: self._strangers.get(launch_id, now) for launch_id in running}
+        for launch_id, since in self._strangers.items():
+            if self._fleet.disowned(launch_id) or now - since >= self._grace_s:
+                self._stopping.add(launch_id)
+                name = f"orphan {launch_id}"
+                tasks.create_task(self._stop(running[launch_id]), name=name)
+
+    async def _stop(self, dyno: Dyno) -> None:
+        fleet = self._fleet
+        started = fleet.now() if dyno.created is None else dyno.created
+        fleet.book.open(
+            dyno.launch_id, Account(ORPHANS, ""), dyno.usd_per_hour, "", started, started
+        )
+        async with self._stops:
+            bill = await fleet.stop(dyno.launch_id, dyno.dyno_id, None)
+        self._stopping.discard(dyno.launch_id)
+        self._emit(
+            events.OrphanStopped(
+                launch=dyno.launch_id,
+                dyno=dyno.dyno_id,
+                dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
+                usd=0.0 if bill is None else round(bill.usd, 6),
+            )
+        )
+
+    # Webhooks
+
+    async def _listen(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            news = await self._news.get()
+            live = next(
+                (each for each in self._directory if each.record.launch_id == news.launch_id), None
+            )
+            if live is not None:
+                tasks.create_task(self._told(live, news), name=f"told {news.launch_id}")
+            elif (parked := self._pool.find(news.launch_id)) is not None:
+                self._pool.lost(parked)
+
+    async def _told(self, live: Live, news: News) -> None:
+        record = live.record
+        self._emit(
+            events.PlatformSaid(
+                session=record.session_id,
+                dyno=news.dyno_id,
+                state=news.state,
+                exit_status=news.exit_status,
+            )
+        )
+        await asyncio.sleep(FAREWELL_S)
+        if not record.over and record.launch_id == news.launch_id:
+            self._ghost(live, news.exit_status, "")

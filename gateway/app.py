@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from dyno_agent.link import DEFAULT_LIMITS
-from gateway import deployment, events
+from gateway import deployment, events, patience
 from gateway.deployment import Deployment
 from gateway.edge.answering import refusal
 from gateway.edge.auth import KeyRing
@@ -47,6 +47,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 async def errors_to_responses(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn errors into answers: the one boundary between exceptions and the wire."""
     log = structlog.get_logger()
+    patience.begin()
     try:
         response = await handler(request)
     except GatewayError as error:
@@ -91,6 +92,12 @@ def build(
         ]
     )
     app.on_response_prepare.append(cors.on_prepare)
+
+    async def hang_up(_request: web.Request, response: web.StreamResponse) -> None:
+        if manager.draining and response.status != 101:
+            response.force_close()  # or the router sends its next request there
+
+    app.on_response_prepare.append(hang_up)
     discovery = None
     if platform is not None:
         discovery = _discovery(settings, registry, manager, platform)

@@ -17,6 +17,7 @@ from gateway.errors import (
     UnsupportedMedia,
     UnsupportedRevision,
 )
+from gateway.patience import begin
 
 BODY_S = 30.0
 """How long a body may take to arrive; aiohttp alone waits for ever for a slow one."""
@@ -130,4 +131,5 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         raise BodyTimeout(f"the body did not arrive within {BODY_S:.0f} s") from None
     except web.RequestPayloadError:
         raise BadJson("the body ended before its announced length") from None
+    begin()
     return bytes(body)

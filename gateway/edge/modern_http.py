@@ -21,6 +21,7 @@ from gateway.eras.headers import Mirrors
 from gateway.eras.modern import Asked
 from gateway.errors import GatewayError, MissingHandle, Restarting, SessionEnded
 from gateway.jsonrpc import Kind, peek
+from gateway.patience import patience
 from gateway.sessions.catalogues import Catalogues
 from gateway.sessions.live import SharedLive
 from gateway.sessions.manager import Manager
@@ -115,7 +116,7 @@ class ModernHttp:
         self, request: web.Request, live: SharedLive, outbox: Outbox
     ) -> web.StreamResponse:
         try:
-            await outbox.until_ready(COMMIT_S)
+            await outbox.until_ready(patience(COMMIT_S))
             if outbox.closed and not outbox.ready:
                 raise Restarting("this gateway process is shutting down; send the request again")
             reply = Reply(request, live, outbox, dict, _status)

@@ -29,6 +29,7 @@ from gateway.errors import (
     SessionEnded,
 )
 from gateway.jsonrpc import Envelope, Kind, error_response, peek, split, text_of
+from gateway.patience import patience
 from gateway.registry.servers import ServerDefinition
 from gateway.sessions.catalogues import Catalogues
 from gateway.sessions.delivery import Delivery
@@ -273,7 +274,7 @@ class StreamableHttp:
 
     async def _confirm(self, live: OwnedLive, ordinal: int) -> None:
         """Accepted means that the agent has it: from there on it survives this process."""
-        has_it = await live.confirmed(ordinal, None, CONFIRM_S)
+        has_it = await live.confirmed(ordinal, None, patience(CONFIRM_S))
         if live.handed_over and not has_it:
             raise _restarting()
 
@@ -285,10 +286,11 @@ class StreamableHttp:
         # Nobody has a session's key before `initialize` is answered: it can be plain and late.
         soon = outbox.resumable and not taken.opened
         streams = soon and intake.prefers_stream(request.headers)
-        await outbox.until_ready(0.0 if streams else QUICK_S if soon else COMMIT_S)
+        await outbox.until_ready(0.0 if streams else patience(QUICK_S if soon else COMMIT_S))
         if outbox.resumable and not outbox.answered:
             # The stream's first event promises that the call survives this process.
-            has_it = await live.confirmed(taken.ordinal, outbox, COMMIT_S if soon else 0.0)
+            limit_s = patience(COMMIT_S) if soon else 0.0
+            has_it = await live.confirmed(taken.ordinal, outbox, limit_s)
         if outbox.closed and not outbox.ready and not has_it:
             raise _restarting()
         reply = Reply(request, live, outbox, taken.headers, _status)
@@ -325,7 +327,7 @@ class StreamableHttp:
             if not requests:
                 await self._confirm(live, max(ordinals))
                 return web.Response(status=202, headers=taken.headers())
-            await outbox.until_complete(COMMIT_S)
+            await outbox.until_complete(patience(COMMIT_S))
             reply = Reply(request, live, outbox, taken.headers, _status)
             if outbox.complete:
                 return await reply.array()

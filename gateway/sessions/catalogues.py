@@ -30,6 +30,7 @@ from gateway.errors import (
     UnsupportedRevision,
 )
 from gateway.jsonrpc import error_of, notification, peek, request
+from gateway.patience import patience
 from gateway.registry.servers import Change, Registry, ServerDefinition
 from gateway.sessions.live import Live, OwnedLive, SharedLive
 from gateway.sessions.manager import Manager
@@ -155,7 +156,7 @@ class Catalogues:
         """Return the chapter, once the first look at its server is over or takes too long."""
         known = self._known[server.name]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience(PATIENCE_S)):
                 if known.spoken is None:
                     await known.first.wait()
                 if server.catalogue and era not in known.chapters:
@@ -172,7 +173,7 @@ class Catalogues:
         if known.tells_of(era):
             return
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience(PATIENCE_S)):
                 await known.first.wait()
         except TimeoutError:
             raise NotReady(f"{server.name} is being looked at for the first time") from None

@@ -14,6 +14,7 @@ from dyno_agent.link.resumption import GENERAL, JournalPage
 from gateway import events
 from gateway.errors import GatewayError
 from gateway.jsonrpc import Envelope
+from gateway.patience import patience
 from gateway.sessions.delivery import Delivery
 from gateway.sessions.lease import Lease
 from gateway.sessions.owned import OwnedSession
@@ -26,7 +27,7 @@ LADDER_S = 5.0
 """Kill ladder in the dyno, from the end of input to SIGKILL. Well inside the platform's 30 s."""
 
 ROOM_S = 30.0
-"""How long a client's message may wait for a child that does not read."""
+"""How long a client's message may wait for a child that does not read; see `patience` too."""
 
 OUTBOX_BYTES = 8 * 1024 * 1024
 """What may lie behind the message that one of several callers is reading: half of what the link
@@ -323,7 +324,7 @@ class Live:
         The caller finds out by trying: a session that stays full refuses with `Busy`.
         """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ROOM_S):
+            async with asyncio.timeout(patience(ROOM_S)):
                 while not self.session.link.writable and not self.record.over:
                     await self._until_heard()
 

@@ -26,6 +26,7 @@ from gateway.errors import (
     UnknownSession,
 )
 from gateway.launchers.base import Launcher
+from gateway.patience import patience
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.sessions.credentials import JoinDesk, SessionKeys
 from gateway.sessions.directory import Directory
@@ -255,7 +256,7 @@ class Manager:
         live = self.directory.get(fingerprint)
         away = self._may_come(key, fingerprint) if live is None else live.arriving
         if away:
-            live = await self.directory.arrival(fingerprint, HOLD_S)
+            live = await self.directory.arrival(fingerprint, patience(HOLD_S))
         if live is None and server.stale == "rebuild" and self._keys.issued(key):
             live = self._rebuild(key, fingerprint, principal, server)
         settled = time.monotonic() - self._started >= SETTLED_S
@@ -323,7 +324,7 @@ class Manager:
         fingerprint = SessionKeys.lease(server.name, principal, handle)
         live = self.directory.get(fingerprint)
         if live is None or live.arriving:
-            live = await self.directory.arrival(fingerprint, self._return_s(live))
+            live = await self.directory.arrival(fingerprint, patience(self._return_s(live)))
         if live is None:
             return self._share_anew(fingerprint, server, principal, client)
         if not isinstance(live, SharedLive):
@@ -362,7 +363,7 @@ class Manager:
         """
         live = self.directory.get(seal.fingerprint)
         if live is None or live.arriving:
-            live = await self.directory.arrival(seal.fingerprint, self._return_s(live))
+            live = await self.directory.arrival(seal.fingerprint, patience(self._return_s(live)))
         if (
             not isinstance(live, SharedLive)
             or live.record.launch_id != seal.launch_id

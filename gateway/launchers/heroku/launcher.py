@@ -6,6 +6,7 @@ whose answer was lost is looked for, and a dyno is gone when the platform says s
 """
 
 import asyncio
+import contextlib
 import math
 import re
 from collections.abc import Coroutine, Sequence
@@ -230,9 +231,8 @@ class HerokuLauncher:
     async def stop(self, dyno_id: str) -> bool:
         """Have the dyno ended and wait until it has. See `Launcher.stop`.
 
-        Takes up to 40 s: the platform gives a dyno 30 s between SIGTERM and SIGKILL. A dyno still
-        ran if the platform took the stop; if the answer to that was lost and the dyno gone at the
-        next try, nobody knows, and it is said to have run no more.
+        Takes up to 40 s: the platform gives a dyno 30 s between SIGTERM and SIGKILL. It is looked
+        at before it is told to stop, as a stop whose answer was lost does not say whether it ran.
         """
         named = _DYNO_ID.fullmatch(dyno_id)
         if named is None:
@@ -249,20 +249,22 @@ class HerokuLauncher:
 
     async def _stop(self, dyno_id: str, app: str, platform_id: str) -> bool:
         pause_s = self._platform.patience.look_s
-        told = False
+        ran = told = hidden = False
         while True:
             try:
-                if not told:
-                    await self._platform.stop_dyno(app, platform_id)
-                    told = True
-                else:
-                    info = await self._platform.dyno(app, platform_id)
-                    self._unseen.pop(dyno_id, None)
-                    if info.ended:
-                        return True
+                if (await self._platform.dyno(app, platform_id)).ended:
+                    return ran
+                ran = True
+                self._unseen.pop(dyno_id, None)
             except NotFound:
-                if not self._may_appear(dyno_id) or (told and not await self._listed(dyno_id, app)):
-                    return told
+                young = hidden or self._may_appear(dyno_id)
+                hidden = young and told and await self._listed(dyno_id, app)
+                if not young or (told and not hidden):
+                    return ran
+            if not told:
+                with contextlib.suppress(NotFound):  # the next look says what that means
+                    await self._platform.stop_dyno(app, platform_id)
+                    ran = told = True
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_LOOK_S)
 

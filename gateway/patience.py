@@ -4,7 +4,9 @@ The platform's router gives up after 30 s without a first byte (H12) and lets th
 on in vain. Each wait has a limit of its own; together they must stay below that.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from contextvars import ContextVar
 
 FIRST_BYTE_S = 25.0
@@ -13,8 +15,18 @@ _deadline: ContextVar[float] = ContextVar("deadline of the first byte", default=
 
 
 def begin() -> None:
-    """Start the clock of the request that this task serves, when all of it has arrived."""
+    """Start the clock of the request that this task serves."""
     _deadline.set(time.monotonic() + FIRST_BYTE_S)
+
+
+@contextlib.contextmanager
+def arriving() -> Iterator[None]:
+    """Stop the clock while the request still arrives, as the router does."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        _deadline.set(_deadline.get() + time.monotonic() - began)
 
 
 def patience(limit_s: float) -> float:

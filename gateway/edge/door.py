@@ -60,7 +60,7 @@ class Door:
         Raises:
             ForeignOrigin: see `intake.check_origin`.
             BadKey: see `KeyRing.principal`.
-            UnknownServer: the path names none that there is.
+            UnknownServer: the path names none that there is, or was: sessions outlive that.
             BadMessage: the handle is none.
         """
         intake.check_origin(request.headers, self._allowed_hosts)
@@ -69,7 +69,7 @@ class Door:
 
     def _server(self, path: Mapping[str, str]) -> ServerDefinition:
         name = path.get("name")
-        server = self._registry.default if name is None else self._registry.find(name)
+        server = self._registry.default if name is None else self._registry.known(name)
         if server is not None:
             return server
         known = ", ".join(self._registry.names)

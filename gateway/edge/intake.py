@@ -17,7 +17,7 @@ from gateway.errors import (
     UnsupportedMedia,
     UnsupportedRevision,
 )
-from gateway.patience import begin
+from gateway.patience import arriving
 
 BODY_S = 30.0
 """How long a body may take to arrive; aiohttp alone waits for ever for a slow one."""
@@ -122,14 +122,14 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     # `request.read` would keep the bytes for as long as the call runs.
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_S):
-            async for part in request.content.iter_any():
-                body += part
-                if len(body) > limit:
-                    raise too_big
+        with arriving():
+            async with asyncio.timeout(BODY_S):
+                async for part in request.content.iter_any():
+                    body += part
+                    if len(body) > limit:
+                        raise too_big
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive within {BODY_S:.0f} s") from None
     except web.RequestPayloadError:
         raise BadJson("the body ended before its announced length") from None
-    begin()
     return bytes(body)

@@ -136,6 +136,7 @@ class ModernHttp:
         """Return what the catalogue answers; None if it is a child's to answer."""
         if asked.cursor is not None or asked.method not in ("server/discover", *LISTS):
             return None
+        self._manager.check_registered(caller.server)
         if self._manager.contradicts(caller.server, caller.principal, caller.handle):
             return None
         chapter = await self._catalogues.settled_chapter(caller.server, "modern")

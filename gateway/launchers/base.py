@@ -67,6 +67,7 @@ class Dyno:
         last_words: the end of its own log, for the operator, once it has exited.
         usd_per_hour: what it costs while it runs.
         created: when the platform made it, seconds since 1970; None if that is not known.
+        app: whose it is; None where there are no apps.
     """
 
     dyno_id: str
@@ -75,6 +76,7 @@ class Dyno:
     last_words: str = ""
     usd_per_hour: float = 0.0
     created: float | None = None
+    app: str | None = None
 
 
 class Launcher(Protocol):

@@ -14,7 +14,6 @@ from gateway.sessions.manager import Manager
 
 BASE = "/admin/v1"
 REFRESH_S = 30.0
-MAX_BYTES = 16 * 1024
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -133,7 +132,7 @@ class Admin:
         return await self._servers(request)
 
     async def _bootstrap(self, request: web.Request) -> web.Response:
-        body = await request.content.read(MAX_BYTES)
+        body = await request.read()
         try:
             wanted = msgspec.json.decode(body, type=_Bootstrap)
         except msgspec.DecodeError as error:

@@ -82,26 +82,28 @@ def merge(
     releases = {process.app: process.release for process in survey.processes}
     servers: dict[str, ServerDefinition] = {}
     for entry in entries:
-        process = found.pop((entry.app or "", entry.process_type or ""), None)
+        process = found.get((entry.app or "", entry.process_type or ""))
         known = before.find(entry.name)
         if process is not None:
             servers[entry.name] = _filled(entry, process)
-        elif entry.app in survey.failed and known is not None:
-            servers[entry.name] = known
         elif not entry.process_type:
-            release = releases.get(entry.app or "", "")
+            release = releases.get(entry.app or "", known.release if known else "")
             servers[entry.name] = msgspec.structs.replace(entry, release=release)
-    for process in found.values():
-        entry = ServerDefinition(app=process.app, process_type=process.process_type)
-        server = _filled(entry, process)
+        elif entry.app in survey.failed and known is not None and known.command:
+            servers[entry.name] = known
+    for name in before.names:
+        known = before.find(name)
+        if known is not None and known.app in survey.failed and known.command:
+            servers.setdefault(name, known)
+    claimed = {(entry.app, entry.process_type) for entry in entries}
+    for process in survey.processes:
+        if (process.app, process.process_type) in claimed:
+            continue
         name = process.process_type
         if name in servers:  # unique among all apps only by its app's name
             name = f"{process.app}.{process.process_type}"[:64]
-        servers[name] = msgspec.structs.replace(server, name=name)
-    for name in before.names:
-        known = before.find(name)
-        if known is not None and known.app in survey.failed:
-            servers.setdefault(name, known)
+        entry = ServerDefinition(name=name, app=process.app, process_type=process.process_type)
+        servers[name] = _filled(entry, process)
     return list(servers.values())
 
 

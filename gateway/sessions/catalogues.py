@@ -32,12 +32,13 @@ from gateway.errors import (
 from gateway.jsonrpc import error_of, notification, peek, request
 from gateway.patience import patience
 from gateway.registry.servers import Change, Registry, ServerDefinition
+from gateway.sessions.ledger import GATEWAY
 from gateway.sessions.live import Live, OwnedLive, SharedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason
 from gateway.sessions.streams import Item, Outbox
 
-PRINCIPAL: Final = "(gateway)"
+PRINCIPAL: Final = GATEWAY
 """Whose throw-away runs are. No client has this name: it holds what API_KEY cannot."""
 
 PATIENCE_S = 8.0

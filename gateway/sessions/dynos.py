@@ -13,7 +13,7 @@ from gateway.errors import GatewayError, LaunchFailed, NoRoom
 from gateway.launchers.base import LaunchError
 from gateway.sessions.endings import UNEXPECTED, boot_timeout
 from gateway.sessions.fleet import Fleet, Wanted
-from gateway.sessions.ledger import Account, Bill
+from gateway.sessions.ledger import GATEWAY, Account, Bill
 from gateway.sessions.line import LineFull, WaitedTooLong
 from gateway.sessions.live import LADDER_S, Live
 from gateway.sessions.pool import Parked, Pool
@@ -44,6 +44,7 @@ class Dynos:
         self._end = end
         self._launching: dict[Live, asyncio.Task[None]] = {}
         self._queued: dict[Live, int] = {}
+        self._told: dict[Live, int] = {}
         self._closing: dict[Live, asyncio.Task[None]] = {}
 
     @property
@@ -63,15 +64,17 @@ class Dynos:
     def check_room(self, live: Live) -> None:
         """Make sure that a session may have a dyno; see `Fleet.check_room` for what it raises."""
         record = live.record
-        self._fleet.check_room(record.server, record.principal, _longest_s(live))
+        parked = None if record.principal == GATEWAY else self._pool.next(record.server)
+        adopting = None if parked is None else parked.launch_id
+        self._fleet.check_room(record.server, record.principal, _longest_s(live), adopting)
 
     def launch(self, live: Live, tasks: asyncio.TaskGroup) -> None:
         """Get a session's dyno: one that is parked, or a new one."""
-        parked = None if live.tied else self._pool.take(live.record.server)
+        record = live.record
+        parked = None if record.principal == GATEWAY else self._pool.take(record.server)
         if parked is not None:
             self._adopt(live, parked)
             return
-        record = live.record
         record.launch_id = secrets.token_hex(12)
         self._tell_launching(live)
         self._fleet.reserve(record.launch_id, record.server, _account(live), _longest_s(live))
@@ -141,6 +144,7 @@ class Dynos:
 
     def _began(self, live: Live) -> None:
         """From now on its boot takes time, and its life."""
+        self._queued.pop(live, None)
         live.lease.launched = live.record.launched = time.monotonic()
 
     async def _launch(self, live: Live) -> None:
@@ -171,6 +175,7 @@ class Dynos:
             live.tell_phase("the dyno boots")
         finally:
             self._queued.pop(live, None)
+            self._told.pop(live, None)
             del self._launching[live]
             live.launched.set()
 
@@ -181,10 +186,11 @@ class Dynos:
         self._end(live, reason, error)
 
     def _in_line(self, live: Live, position: int, waiting: int) -> None:
-        if self._queued.get(live) == position:
-            return
         self._queued[live] = position
         live.lease.launched = None  # the boot has not begun
+        if self._told.get(live) == position:
+            return
+        self._told[live] = position
         self._emit(
             events.Queued(session=live.record.session_id, position=position, waiting=waiting)
         )
@@ -221,6 +227,8 @@ class Dynos:
                     await live.gone.wait()
         if live in self._queued:
             self._launching[live].cancel()
+            self._fleet.give_up(record.launch_id)
+            return None
         self._fleet.disown(record.launch_id)
         await live.refuse(CloseCode.SESSION_ENDED)
         await live.launched.wait()

@@ -14,6 +14,7 @@ from typing import Final
 from gateway import events
 from gateway.errors import BudgetSpent, QueueFull
 from gateway.launchers.base import (
+    AtCapacity,
     Dyno,
     Launcher,
     LaunchOrder,
@@ -147,17 +148,32 @@ class Fleet:
         """Return what a dyno of this server costs, in dollars an hour."""
         return self._launcher.usd_per_hour(server.size, server.app)
 
-    def check_room(self, server: ServerDefinition, principal: str, latest_s: float) -> None:
-        """Make sure that a dyno may be asked for.
+    def check_room(
+        self,
+        server: ServerDefinition,
+        principal: str,
+        latest_s: float,
+        adopting: str | None = None,
+    ) -> None:
+        """Make sure that a dyno may be asked for, or a parked one be had.
+
+        Args:
+            server: what it is for.
+            principal: who pays.
+            latest_s: for how long, at most.
+            adopting: launch id of the parked one.
 
         Raises:
             QueueFull: too many wait for one.
             BudgetSpent: it could cost more than is left.
         """
         try:
-            self.line(server.app).check()
-            longest_s = self._rules.queue_timeout_s + latest_s
-            self.book.admit(principal, self.price(server), longest_s, self.now())
+            longest_s = latest_s
+            if adopting is None:
+                self.line(server.app).check()
+                longest_s += self._rules.queue_timeout_s
+            price, now = self.price(server), self.now()
+            self.book.admit(principal, price, longest_s, now, adopting=adopting)
         except LineFull as full:
             raise QueueFull(f"{full}; try again later") from None
         except ledger.BudgetSpent as spent:
@@ -181,12 +197,14 @@ class Fleet:
             "RENDEZVOUS_START_DEADLINE_S": str(wanted.boot_s + AGENT_PATIENCE_S),
         }
 
-    async def launch(self, wanted: Wanted, place: Place, began: Callable[[], None]) -> Dyno | None:
+    async def launch(
+        self, wanted: Wanted, place: Place | None, began: Callable[[], None]
+    ) -> Dyno | None:
         """Get the dyno of a reservation, in line if need be.
 
         Args:
             wanted: what was reserved.
-            place: told of the position in line.
+            place: told of the position in line; None if this one does not stand in line.
             began: called whenever the platform is really asked.
 
         Returns:
@@ -194,9 +212,10 @@ class Fleet:
 
         Raises:
             LaunchError: there is none.
+            TimeoutError: the platform did not answer within the boot timeout.
             LineFull, WaitedTooLong: there is no room.
         """
-        server = wanted.server
+        server, line = wanted.server, self.line(wanted.server.app)
 
         async def attempt() -> Dyno | None:
             began()
@@ -213,14 +232,19 @@ class Fleet:
                 agent=server.agent,
             )
             try:
-                dyno = await self._launcher.launch(order)
+                async with asyncio.timeout(wanted.boot_s):
+                    dyno = await self._launcher.launch(order)
             except LaunchUnsettled:
                 return None
             if dyno.created is not None and dyno.created > started:  # its answer was late
                 self.book.correct(wanted.launch_id, dyno.created, price)
             return dyno
 
-        return await self.line(server.app).through(attempt, place)
+        if place is not None:
+            return await line.through(attempt, place)
+        if line.waiting:
+            raise AtCapacity("sessions wait for a dyno")
+        return await attempt()
 
     def give_up(self, launch_id: str) -> None:
         """There is no dyno after all: nothing was spent, and one that comes late is not ours."""

@@ -72,7 +72,7 @@ class Line:
 
         Args:
             attempt: raises `AtCapacity` if there is no room; is called again then.
-            place: told whenever the position changes.
+            place: told whenever the position changes, and after each attempt in vain.
 
         Raises:
             LineFull: there is no room in line either.
@@ -91,6 +91,7 @@ class Line:
                 await self._turn(place, deadline)
                 with contextlib.suppress(AtCapacity):
                     return await attempt()
+                self._tell()
         finally:
             self._waiting.remove(place)
             self._room.set()  # whoever is next may try at once

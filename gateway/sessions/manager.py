@@ -23,6 +23,7 @@ from gateway.errors import (
     SessionAway,
     SessionEnded,
     StaleState,
+    UnknownServer,
     UnknownSession,
 )
 from gateway.launchers.base import Launcher
@@ -133,6 +134,7 @@ class Manager:
     ) -> None:
         self._terms = terms
         self._sinks = [emit]
+        self._registry = registry
         self._keys = SessionKeys(terms.secret, secrets.token_urlsafe)
         self._openings = Sealer(terms.secret, "rendezvous reopening v1", Reopening)
         self._started = time.monotonic()
@@ -224,8 +226,10 @@ class Manager:
 
         Raises:
             Busy: the gateway is shutting down.
+            UnknownServer: the server is disconnected.
         """
         self._check_open()
+        self.check_registered(server)
         carried = ""
         if server.stale == "rebuild" and opening is not None:
             facts = Reopening(principal, server.name, opening)
@@ -318,6 +322,7 @@ class Manager:
         Raises:
             Restarting: this process leaves.
             Busy: the gateway holds as many sessions as it may.
+            UnknownServer: there is none yet, and the server is disconnected.
         """
         if self.draining:
             raise Restarting("this gateway process is shutting down; send the request again")
@@ -340,6 +345,7 @@ class Manager:
         self, fingerprint: str, server: ServerDefinition, principal: str, client: str
     ) -> SharedLive:
         self._check_open()
+        self.check_registered(server)
         live = self._make_shared(fingerprint, server, principal)
         self._enter(live, client)
         return live
@@ -373,6 +379,17 @@ class Manager:
         return live
 
     # Sessions
+
+    def check_registered(self, server: ServerDefinition) -> None:
+        """Make sure that sessions may be opened with a server.
+
+        Raises:
+            UnknownServer: it is disconnected.
+        """
+        if self._registry.find(server.name) is None:
+            raise UnknownServer(
+                f"the server {server.name!r} is disconnected: it is deployed no more"
+            )
 
     def _check_open(self) -> None:
         if self.draining:

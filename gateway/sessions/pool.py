@@ -19,7 +19,6 @@ from gateway.registry.windows import count_at
 from gateway.sessions import warmth
 from gateway.sessions.fleet import Fleet, Wanted
 from gateway.sessions.ledger import POOL, Account, Month
-from gateway.sessions.line import LineFull, WaitedTooLong
 from gateway.sessions.live import Live
 
 REDIAL_S = 60.0
@@ -51,6 +50,7 @@ class Parked:
         holder: the connection that its agent stands at the door with, the newest one.
         ready: since when its agent stands at the door, monotonic; None while it does not.
         live: the session that adopts it.
+        dialled: its agent has been here.
         over: it will not be adopted any more.
         called: set when one of the two is decided.
         launched: set once the launch has an outcome, good or bad.
@@ -67,6 +67,7 @@ class Parked:
     holder: object = None
     ready: float | None = None
     live: Live | None = None
+    dialled: bool = False
     over: bool = False
     called: asyncio.Event = field(default_factory=asyncio.Event)
     launched: asyncio.Event = field(default_factory=asyncio.Event)
@@ -103,18 +104,21 @@ class Pool:
 
     # Sessions
 
-    def take(self, server: ServerDefinition) -> Parked | None:
-        """Return the dyno that waits for a session of this server the longest, out of the pool."""
+    def next(self, server: ServerDefinition) -> Parked | None:
+        """Return the dyno that waits for a session of this server the longest."""
         waiting = [
             parked
             for parked in self._parked.values()
             if parked.ready is not None and not parked.over and _fits(parked.server, server)
         ]
-        if not waiting:
-            return None
-        parked = min(waiting, key=lambda each: (not each.ours, each.ready))
-        del self._parked[parked.launch_id]
-        self._asked.set()
+        return min(waiting, key=lambda each: (not each.ours, each.ready), default=None)
+
+    def take(self, server: ServerDefinition) -> Parked | None:
+        """Take the `next` one out of the pool."""
+        parked = self.next(server)
+        if parked is not None:
+            del self._parked[parked.launch_id]
+            self._asked.set()
         return parked
 
     def invite(self, server: ServerDefinition) -> tuple[str, dict[str, str]]:
@@ -137,6 +141,7 @@ class Pool:
         parked.holder = holder
         if parked.ready is None:
             parked.ready, parked.patience_s = time.monotonic(), REDIAL_S
+            parked.dialled = True
             if not parked.ours and self._fleet.book.running(parked.launch_id) is None:
                 self._reserve(parked)
             self._emit(
@@ -183,6 +188,9 @@ class Pool:
             while True:
                 plan = self._plan()
                 for parked in self._overdue(frozenset(plan.stop)):
+                    if parked.ours and not parked.dialled and parked.launch_id not in plan.stop:
+                        why = f"no agent dialled within {parked.patience_s:.0f} s"
+                        self._failed(parked.server, why)
                     parked.over = True
                     name = f"unpark {parked.launch_id}"
                     tasks.create_task(self._unpark(parked), name=name)
@@ -212,7 +220,7 @@ class Pool:
         now, book = self._fleet.now(), self._fleet.book
         wanted = [
             warmth.Wanted(
-                server.name, server.release, self._wanted(server, now), self._fleet.price(server)
+                server.name, _kind(server), self._wanted(server, now), self._fleet.price(server)
             )
             for name in self._registry.names
             if (server := self._registry.find(name))
@@ -221,7 +229,7 @@ class Pool:
             warmth.Parked(
                 parked.launch_id,
                 parked.server.name,
-                parked.server.release,
+                _kind(parked.server),
                 self._fleet.price(parked.server),
                 parked.started,
                 parked.latest_end,
@@ -263,11 +271,11 @@ class Pool:
 
     async def _launch(self, parked: Parked, wanted: Wanted) -> None:
         try:
-            dyno = await self._fleet.launch(wanted, lambda _position, _waiting: None, _nothing)
-        except (LaunchError, LineFull, WaitedTooLong) as failure:
+            dyno = await self._fleet.launch(wanted, None, _nothing)
+        except (LaunchError, TimeoutError) as failure:
             self._parked.pop(parked.launch_id, None)
             self._fleet.give_up(parked.launch_id)
-            self._failed(parked.server, str(failure))
+            self._failed(parked.server, str(failure) or "the platform does not answer")
         else:
             parked.dyno_id = None if dyno is None else dyno.dyno_id
             if parked.live is not None:
@@ -297,12 +305,12 @@ class Pool:
 
 def _fits(parked: ServerDefinition, server: ServerDefinition) -> bool:
     """Whether a dyno that was made for one definition of a server may serve another."""
-    return (parked.name, parked.app, parked.size, parked.release) == (
-        server.name,
-        server.app,
-        server.size,
-        server.release,
-    )
+    return (parked.name, _kind(parked)) == (server.name, _kind(server))
+
+
+def _kind(server: ServerDefinition) -> str:
+    """Return what a dyno of a server is made of: another one serves it no more."""
+    return f"{server.release} {server.app} {server.size}"
 
 
 def _nothing() -> None:

@@ -118,7 +118,9 @@ class Reconciler:
             dyno = by_launch.get(launch_id)
             if dyno is not None and live.record.dyno_id is None:
                 live.record.dyno_id = dyno.dyno_id  # whoever started it
-            if live.record.launched is not None and not live.attached:
+            if live.attached or live.record.launched is None:
+                self._missed.pop(launch_id, None)
+            else:
                 self._look_at(live, dyno)
         for parked in self._pool:
             dyno = by_launch.get(parked.launch_id)
@@ -175,11 +177,10 @@ class Reconciler:
     async def _stop(self, dyno: Dyno) -> None:
         fleet = self._fleet
         started = fleet.now() if dyno.created is None else dyno.created
-        fleet.book.open(
-            dyno.launch_id, Account(ORPHANS, ""), dyno.usd_per_hour, "", started, started
-        )
+        late = f"{dyno.launch_id}.late"  # what it was launched for has been paid, and not this
+        fleet.book.open(late, Account(ORPHANS, ""), dyno.usd_per_hour, "", started, started)
         async with self._stops:
-            bill = await fleet.stop(dyno.launch_id, dyno.dyno_id, None)
+            bill = await fleet.stop(late, dyno.dyno_id, dyno.app)
         self._stopping.discard(dyno.launch_id)
         self._emit(
             events.OrphanStopped(

@@ -321,6 +321,7 @@ class HerokuLauncher:
             exit_status=UNKNOWN if info.ended else None,
             usd_per_hour=self.usd_per_hour(info.size, app),
             created=info.created,
+            app=app,
         )
 
     def _pace(self) -> float:

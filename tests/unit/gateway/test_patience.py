@@ -22,6 +22,18 @@ async def test_waits_of_a_request_share_what_is_left(monkeypatch: pytest.MonkeyP
     assert patience.patience(10.0) == 0.0
 
 
+async def test_time_that_the_body_takes_to_arrive_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("gateway.patience.time.monotonic", lambda: now)
+    patience.begin()
+    now += 10.0
+    with patience.arriving():
+        now += 20.0
+    assert patience.patience(60.0) == patience.FIRST_BYTE_S - 10.0
+
+
 async def test_requests_do_not_share_it_with_each_other() -> None:
     async def request() -> float:
         patience.begin()

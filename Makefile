@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check proof-link conformance soak lint format clean
+.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku conformance soak lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ $(READY): requirements-dev.txt pyproject.toml
 run: $(READY)  ## Serve on http://127.0.0.1:8000 with a key of your own (kept in .env)
 	$(BIN)/python -m gateway quickstart
 
+run-heroku-emulated: $(READY)  ## The Heroku path without an account: an emulated platform, a gateway on it
+	$(BIN)/python -m tests.heroku_emulator.house
+
 demo: $(READY)  ## Run the seeds' request through the whole path and show the session's story
 	$(BIN)/python scripts/demo.py
 
@@ -32,6 +35,9 @@ check: lint  ## Seconds: lint, and the tests of the pure parts
 
 proof-link: $(READY)  ## Break the link and kill the gateway under load; count what was lost (nothing)
 	$(BIN)/python -m tests.proof.link
+
+proof-heroku: $(READY)  ## 200 sessions on a faulty platform, ten silent minutes behind its router (15 min)
+	$(BIN)/python -m tests.proof.heroku
 
 conformance: $(READY)  ## Run the official MCP conformance suite through the gateway, every revision
 	$(BIN)/python -m tests.proof.conformance
@@ -51,4 +57,4 @@ format: $(READY)  ## Format the code and mend what can be mended
 	$(BIN)/ruff format --quiet .
 
 clean:  ## Remove what the other verbs made, but keep .env
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* tests/system/node/node_modules
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* tests/system/node/node_modules tests/heroku_emulator/node/node_modules

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import stamina.instrumentation
+
 from gateway.launchers.base import Launcher
 from gateway.launchers.heroku.formation import HerokuFormation
 from gateway.launchers.heroku.launcher import AgentCommands, HerokuLauncher
@@ -84,6 +86,7 @@ def local(environment: Mapping[str, str], secret: bytes, archive: Archive) -> De
 def heroku(settings: Settings, key: str, secret: bytes, archive: Archive) -> Deployment:
     """Return Heroku as the platform, with one-off dynos of the configured apps."""
     realm = realm_of(secret)
+    stamina.instrumentation.set_on_retry_hooks([])  # what matters is in the launcher's own log
     platform = Platform(key, str(settings.heroku_api_url).rstrip("/"))
     commands = AgentCommands(bootstrap.INSTALLED, bootstrap.command(archive.sha256))
     values = settings.secrets

@@ -299,13 +299,14 @@ class NotStopped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrphanStopped(Event):
-    """A dyno of this deployment had no session here or elsewhere; it was stopped."""
+class OrphanGone(Event):
+    """A dyno of this deployment without a session here is gone: stopped, or by itself."""
 
-    name = "orphan_stopped"
+    name = "orphan_gone"
     level = "warning"
     launch: str
     dyno: str
+    stopped: bool
     dyno_s: float
     usd: float
 

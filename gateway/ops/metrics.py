@@ -58,7 +58,7 @@ class Metrics:
                 self._gone("session", event.dyno_s, event.usd)
             case events.DynoUnparked():
                 self._gone("parked", event.dyno_s, event.usd)
-            case events.OrphanStopped():
+            case events.OrphanGone():
                 self._gone("orphan", event.dyno_s, event.usd)
             case events.NotStopped():
                 self._failures.inc()

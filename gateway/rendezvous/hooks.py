@@ -8,6 +8,7 @@ import asyncio
 import base64
 import hmac
 from collections.abc import Callable
+from datetime import datetime
 
 import msgspec
 from aiohttp import web
@@ -32,6 +33,8 @@ class _Data(msgspec.Struct):
     state: str = ""
     command: str | None = None
     exit_status: int | None = None
+    size: str | None = None
+    created_at: datetime | None = None
 
 
 class _Payload(msgspec.Struct):
@@ -106,4 +109,15 @@ class Hooks:
             return
         ended = dyno.state in ENDED or dyno.exit_status is not None
         dyno_id = f"{dyno.app.name}/{dyno.id}"
-        self._heard(News(launch_id, dyno_id, dyno.state, ended, dyno.exit_status))
+        self._heard(
+            News(
+                launch_id,
+                dyno_id,
+                dyno.state,
+                ended,
+                dyno.exit_status,
+                app=dyno.app.name or None,
+                size=dyno.size,
+                created=None if dyno.created_at is None else dyno.created_at.timestamp(),
+            )
+        )

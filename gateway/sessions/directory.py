@@ -48,7 +48,8 @@ class Directory:
     def remove(self, live: Live, reason: Reason | None) -> None:
         """Take a session out: it has ended, or without a reason lives on elsewhere."""
         fingerprint = live.record.fingerprint
-        del self._live[fingerprint]
+        if self._live.get(fingerprint) is live:  # one that was handed over is not here any more
+            del self._live[fingerprint]
         if reason is not None:
             self._ended[fingerprint] = reason
             if len(self._ended) > MAX_ENDED:

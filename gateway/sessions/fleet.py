@@ -113,6 +113,7 @@ class Fleet:
         self.emit = emit
         self._lines: dict[str | None, Line] = {}
         self._disowned: dict[str, None] = {}
+        self._ends: dict[str, float] = {}
         self.book = book
 
     @property
@@ -147,6 +148,10 @@ class Fleet:
     def price(self, server: ServerDefinition) -> float:
         """Return what a dyno of this server costs, in dollars an hour."""
         return self._launcher.usd_per_hour(server.size, server.app)
+
+    def usd_per_hour(self, size: str | None, app: str | None) -> float:
+        """Return what a dyno of a size costs."""
+        return self._launcher.usd_per_hour(size, app)
 
     def check_room(
         self,
@@ -258,6 +263,16 @@ class Fleet:
         if len(self._disowned) > MAX_DISOWNED:
             del self._disowned[next(iter(self._disowned))]
 
+    def note_end(self, launch_id: str) -> None:
+        """The platform has just told that a dyno ended: nobody will know better when."""
+        self._ends.setdefault(launch_id, self.now())
+        if len(self._ends) > MAX_DISOWNED:
+            del self._ends[next(iter(self._ends))]
+
+    def ended(self, launch_id: str) -> float | None:
+        """Return when the platform told that a dyno had ended, wall clock, if it did."""
+        return self._ends.get(launch_id)
+
     def disowned(self, launch_id: str) -> bool:
         """True when a launch is known to be over."""
         return launch_id in self._disowned
@@ -296,7 +311,10 @@ class Fleet:
         ended = self.now()
         if ended - asked < PROMPT_S:
             ended = asked
-        return self.book.close(launch_id, ended if ran or left is None else left)
+        if not ran and left is not None:
+            ended = left
+        told = self.ended(launch_id)
+        return self.book.close(launch_id, ended if told is None else min(ended, told))
 
     async def _dyno_of(self, launch_id: str) -> str | None:
         """Return the launcher's name of a dyno whose launch was answered to nobody here."""

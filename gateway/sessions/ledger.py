@@ -372,6 +372,10 @@ class Ledger:
             if entry.launch_id != without
         )
 
+    def knows(self, launch_id: str) -> bool:
+        """True for a dyno that runs, or that was paid not too long ago."""
+        return launch_id in self._running or self._bill(launch_id) is not None
+
     def running(self, launch_id: str) -> Entry | None:
         """Return the entry of a dyno that runs."""
         return self._running.get(launch_id)

@@ -570,6 +570,7 @@ class Manager:
         """Take nothing new; hand every session over or end it, for a bounded time."""
         self.directory.drain()
         self.pool.drain()
+        await self.reconciler.hurry()
         if self._hands_over:
             await self._hand_over()
         for live in self.directory:

@@ -5,6 +5,7 @@ tell comes here too: it is news of the same kind, only sooner, and may be lost.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from gateway.launchers.base import Dyno, PlatformError
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos, End
 from gateway.sessions.fleet import Fleet
-from gateway.sessions.ledger import Account
+from gateway.sessions.ledger import Account, Bill
 from gateway.sessions.live import Live
 from gateway.sessions.pool import Pool
 from gateway.sessions.record import Reason, State
@@ -45,6 +46,9 @@ class News:
         state: the platform's word.
         ended: it does not run any more.
         exit_status: if it was told.
+        app: whose it is.
+        size: of the dyno.
+        created: when the platform made it, seconds since 1970, if it was told.
     """
 
     launch_id: str
@@ -52,6 +56,9 @@ class News:
     state: str
     ended: bool
     exit_status: int | None
+    app: str | None = None
+    size: str | None = None
+    created: float | None = None
 
 
 class Reconciler:
@@ -83,7 +90,8 @@ class Reconciler:
         self._emit = fleet.emit
         self._end = end
         self._missed: dict[str, int] = {}
-        self._strangers: dict[str, float] = {}  # launch id: since when, monotonic
+        self._strangers: dict[str, tuple[Dyno, float]] = {}  # since when, monotonic
+        self._hurried = asyncio.Event()
         self._news: asyncio.Queue[News] = asyncio.Queue(1000)
         self._stopping: set[str] = set()  # orphans
         self._stops = asyncio.Semaphore(STOPS_AT_ONCE)
@@ -91,7 +99,13 @@ class Reconciler:
     def heard(self, news: News) -> None:
         """Take what a webhook told; lost if it comes faster than it can be looked at."""
         if news.ended and not self._news.full():
+            self._fleet.note_end(news.launch_id)
             self._news.put_nowait(news)
+
+    async def hurry(self) -> None:
+        """Act at once on all that was told: this process leaves."""
+        self._hurried.set()
+        await asyncio.sleep(0)  # those who waited for a farewell run before this goes on
 
     async def keep(self) -> None:
         """Compare at once, and again and again."""
@@ -162,30 +176,56 @@ class Reconciler:
             for launch_id, dyno in by_launch.items()
             if dyno.exit_status is None
             and launch_id not in known
-            and launch_id not in self._pool
-            and not self._dynos.stopping(launch_id)
+            and not self._has_owner(launch_id)
             and launch_id not in self._stopping
         }
+        for launch_id in self._strangers.keys() - by_launch.keys():
+            dyno, _ = self._strangers[launch_id]
+            if launch_id not in known and not self._has_owner(launch_id):
+                self._left(dyno)
         now = time.monotonic()
-        self._strangers = {launch_id: self._strangers.get(launch_id, now) for launch_id in running}
-        for launch_id, since in self._strangers.items():
+        before = self._strangers
+        self._strangers = {
+            launch_id: before.get(launch_id, (dyno, now)) for launch_id, dyno in running.items()
+        }
+        for launch_id, (dyno, since) in list(self._strangers.items()):
             if self._fleet.disowned(launch_id) or now - since >= self._grace_s:
                 self._stopping.add(launch_id)
-                name = f"orphan {launch_id}"
-                tasks.create_task(self._stop(running[launch_id]), name=name)
+                del self._strangers[launch_id]
+                tasks.create_task(self._stop(dyno), name=f"orphan {launch_id}")
+
+    def _has_owner(self, launch_id: str) -> bool:
+        """Whether a dyno is the pool's, or of a session that is being closed: they pay for it."""
+        return launch_id in self._pool or self._dynos.stopping(launch_id)
 
     async def _stop(self, dyno: Dyno) -> None:
-        fleet = self._fleet
-        started = fleet.now() if dyno.created is None else dyno.created
-        late = f"{dyno.launch_id}.late"  # what it was launched for has been paid, and not this
-        fleet.book.open(late, Account(ORPHANS, ""), dyno.usd_per_hour, "", started, started)
+        late = self._opened(dyno)
         async with self._stops:
-            bill = await fleet.stop(late, dyno.dyno_id, dyno.app)
+            bill = await self._fleet.stop(late, dyno.dyno_id, dyno.app)
         self._stopping.discard(dyno.launch_id)
+        self._tell_gone(dyno, bill, stopped=True)
+
+    def _left(self, dyno: Dyno) -> None:
+        """A stranger has gone by itself."""
+        late, fleet = self._opened(dyno), self._fleet
+        ended = fleet.ended(dyno.launch_id)
+        bill = fleet.book.close(late, fleet.now() if ended is None else ended)
+        self._tell_gone(dyno, bill, stopped=False)
+
+    def _opened(self, dyno: Dyno) -> str:
+        """Pay for a stranger; what it was launched for has been paid already, and not this."""
+        late, fleet = f"{dyno.launch_id}.late", self._fleet
+        started = fleet.now() if dyno.created is None else dyno.created
+        account = Account(ORPHANS, "")
+        fleet.book.open(late, account, dyno.usd_per_hour, "", started, started)
+        return late
+
+    def _tell_gone(self, dyno: Dyno, bill: Bill | None, *, stopped: bool) -> None:
         self._emit(
-            events.OrphanStopped(
+            events.OrphanGone(
                 launch=dyno.launch_id,
                 dyno=dyno.dyno_id,
+                stopped=stopped,
                 dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
                 usd=0.0 if bill is None else round(bill.usd, 6),
             )
@@ -203,6 +243,27 @@ class Reconciler:
                 tasks.create_task(self._told(live, news), name=f"told {news.launch_id}")
             elif (parked := self._pool.find(news.launch_id)) is not None:
                 self._pool.lost(parked)
+            elif (stranger := self._strangers.pop(news.launch_id, None)) is not None:
+                self._left(stranger[0])
+            elif news.created is not None and not self._known(news.launch_id):
+                price = self._fleet.usd_per_hour(news.size, news.app)
+                self._left(
+                    Dyno(
+                        news.dyno_id,
+                        news.launch_id,
+                        usd_per_hour=price,
+                        created=news.created,
+                        app=news.app,
+                    )
+                )
+
+    def _known(self, launch_id: str) -> bool:
+        """Whether somebody here pays for a dyno, or has paid."""
+        return (
+            self._has_owner(launch_id)
+            or launch_id in self._stopping
+            or self._fleet.book.knows(launch_id)
+        )
 
     async def _told(self, live: Live, news: News) -> None:
         record = live.record
@@ -214,6 +275,8 @@ class Reconciler:
                 exit_status=news.exit_status,
             )
         )
-        await asyncio.sleep(FAREWELL_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await self._hurried.wait()
         if not record.over and record.launch_id == news.launch_id:
             self._ghost(live, news.exit_status, "")

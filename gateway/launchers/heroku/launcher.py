@@ -41,8 +41,8 @@ SLOWEST = 10.0
 LONGEST_S = 86_400
 """The platform's own limit of `time_to_live`."""
 
-LONGEST_LOOK_S = 4.0
-"""Between two looks at a dyno that ends."""
+LONGEST_LOOK_S = 1.0
+"""Between two looks at a dyno that ends: what it costs is known as exactly."""
 
 CLOSE_S = 10.0
 """How long launches that nobody waits for may take to be undone when the gateway goes. What is

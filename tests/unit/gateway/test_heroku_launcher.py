@@ -1,6 +1,7 @@
 """Proves that the Heroku launcher makes one dyno a launch, finds it again, and leaves none."""
 
 import asyncio
+import dataclasses
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -37,6 +38,9 @@ HASTY = Bounds(connect_s=10.0, read_s=0.5, answer_s=10.0)
 """For a platform that says nothing."""
 
 DYNO_ID = "01234567-89ab-cdef-0123-456789abcdef"
+MADE = {"id": DYNO_ID, "command": f"x --launch {REALM}.a1", "state": "starting"}
+UP = Answer({"id": DYNO_ID, "state": "up"})
+GONE = Answer({"id": "not_found", "message": "no"}, 404)
 
 
 def patience(bounds: Bounds = BOUNDS, gone_s: float = 10.0) -> Patience:
@@ -205,8 +209,8 @@ async def test_a_silent_platform_is_asked_what_became_of_the_create(
 
 
 async def test_a_dyno_that_appears_late_is_found(scripted: FakePlatform) -> None:
-    listed = {"id": DYNO_ID, "command": f"x --launch {REALM}.a1", "state": "starting"}
-    scripted.answers(RESET, Answer([]), Answer([]), Answer([listed]))
+    unreadable = Answer({"id": "forbidden", "message": "no"}, 403)
+    scripted.answers(RESET, Answer([]), unreadable, Answer([MADE]))
     async with on(scripted.url) as launcher:
         assert (await launcher.launch(order())).dyno_id == f"runner/{DYNO_ID}"
 
@@ -359,8 +363,7 @@ def scripted() -> Iterator[FakePlatform]:
 async def test_a_dyno_that_ended_is_listed_as_such(
     scripted: FakePlatform, state: str, status: int | None
 ) -> None:
-    listed = {"id": DYNO_ID, "command": f"x --launch {REALM}.a1", "state": state}
-    scripted.answers(Answer([listed]), *[Answer([])] * 9)
+    scripted.answers(Answer([{**MADE, "state": state}]), *[Answer([])] * 9)
     async with on(scripted.url) as launcher:
         assert [dyno.exit_status for dyno in await launcher.list()] == [status]
 
@@ -411,8 +414,7 @@ async def test_a_dyno_that_ignores_the_first_signal_is_waited_for(heroku: Emulat
 
 
 async def test_a_dyno_that_does_not_end_in_time_is_told(scripted: FakePlatform) -> None:
-    up = {"id": DYNO_ID, "command": "x", "state": "up"}
-    scripted.answers(Answer({}, 202), *[Answer(up)] * 999)
+    scripted.answers(UP, Answer({}, 202), *[UP] * 999)
     async with on(scripted.url, patience=patience(gone_s=0.1)) as launcher:
         with pytest.raises(PlatformError, match="not seen to end"):
             await launcher.stop(f"runner/{DYNO_ID}")
@@ -422,14 +424,26 @@ async def test_a_dyno_that_does_not_end_in_time_is_told(scripted: FakePlatform) 
 async def test_a_dyno_that_the_platform_calls_ended_is_gone(
     scripted: FakePlatform, state: str
 ) -> None:
-    scripted.answers(
-        Answer({}, 202),
-        Answer({"id": DYNO_ID, "state": "up"}),
-        Answer({"id": DYNO_ID, "state": state}),
-    )
+    scripted.answers(UP, Answer({}, 202), UP, Answer({"id": DYNO_ID, "state": state}))
     async with asyncio.timeout(WAIT_S), on(scripted.url) as launcher:
-        await launcher.stop(f"runner/{DYNO_ID}")
-    assert [got.method for got in scripted.got] == ["POST", "GET", "GET"]
+        assert await launcher.stop(f"runner/{DYNO_ID}") is True
+    assert [got.method for got in scripted.got] == ["GET", "POST", "GET", "GET"]
+
+
+async def test_a_dyno_that_had_ended_before_is_not_told_to_stop(scripted: FakePlatform) -> None:
+    scripted.answers(Answer({"id": DYNO_ID, "state": "crashed"}))
+    async with asyncio.timeout(WAIT_S), on(scripted.url) as launcher:
+        assert await launcher.stop(f"runner/{DYNO_ID}") is False
+    assert [got.method for got in scripted.got] == ["GET"]
+
+
+async def test_a_dyno_whose_stop_was_not_answered_is_known_to_have_run(
+    heroku: Emulator, launcher: HerokuLauncher
+) -> None:
+    dyno = await launcher.launch(order())
+    heroku.faults.push("stop", "reset-after")
+    assert await launcher.stop(dyno.dyno_id) is True
+    assert heroku.dynos_left() == []
 
 
 async def test_another_process_of_the_deployment_can_stop_it(
@@ -442,8 +456,8 @@ async def test_another_process_of_the_deployment_can_stop_it(
 
 
 async def test_an_unknown_dyno_is_gone(heroku: Emulator, launcher: HerokuLauncher) -> None:
-    await launcher.stop(f"runner/{DYNO_ID}")
-    assert [seen.operation for seen in heroku.requests] == ["stop"]
+    assert await launcher.stop(f"runner/{DYNO_ID}") is False
+    assert [seen.operation for seen in heroku.requests] == ["info"]
 
 
 @pytest.mark.parametrize("dyno_id", ["", "local.a1", "runner", "runner/..", "../x/" + DYNO_ID])
@@ -454,32 +468,45 @@ async def test_a_name_of_another_launcher_means_nothing(
     assert list(heroku.requests) == []
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        [UP, Answer({}, 202), GONE],
+        [GONE, Answer({}, 202), GONE, Answer([MADE]), GONE, Answer([])],
+    ],
+    ids=["appears", "takes the stop unseen"],
+)
 async def test_a_dyno_that_the_platform_does_not_show_yet_is_stopped_all_the_same(
-    scripted: FakePlatform,
+    scripted: FakePlatform, later: list[Answer]
 ) -> None:
-    made = {"id": DYNO_ID, "command": f"x --launch {REALM}.a1", "state": "starting"}
-    unknown = Answer({"id": "not_found", "message": "no"}, 404)
-    script = [Answer(made, 201), unknown, unknown, Answer({}, 202)]
-    scripted.answers(*script, unknown, Answer([made]), unknown, Answer([]))
+    scripted.answers(Answer(MADE, 201), GONE, GONE, *later)
     async with asyncio.timeout(WAIT_S), on(scripted.url) as launcher:
         launcher._prices._next = None
         dyno = await launcher.launch(order())
-        await launcher.stop(dyno.dyno_id)
-    stops = [got.path for got in scripted.got if got.path.endswith("/actions/stop")]
-    assert len(stops) == 3
+        assert await launcher.stop(dyno.dyno_id) is True
+    assert len(scripted.got) == 3 + len(later)
+
+
+async def test_a_dyno_that_never_appears_is_not_waited_for_for_long(
+    scripted: FakePlatform,
+) -> None:
+    scripted.answers(Answer(MADE, 201), *[GONE] * 999)
+    brief = dataclasses.replace(patience(), appears_s=0.1)
+    async with asyncio.timeout(WAIT_S), on(scripted.url, patience=brief) as launcher:
+        launcher._prices._next = None
+        dyno = await launcher.launch(order())
+        assert await launcher.stop(dyno.dyno_id) is False
 
 
 async def test_a_dyno_that_was_listed_before_is_gone_when_the_platform_knows_it_no_more(
     scripted: FakePlatform,
 ) -> None:
-    made = {"id": DYNO_ID, "command": f"x --launch {REALM}.a1", "state": "starting"}
-    unknown = Answer({"id": "not_found", "message": "no"}, 404)
-    scripted.answers(Answer(made, 201), Answer([made]), unknown)
+    scripted.answers(Answer(MADE, 201), Answer([MADE]), GONE)
     async with asyncio.timeout(WAIT_S), on(scripted.url) as launcher:
         launcher._prices._next = None
         dyno = await launcher.launch(order())
         await launcher.list()
-        await launcher.stop(dyno.dyno_id)
+        assert await launcher.stop(dyno.dyno_id) is False
     assert len(scripted.got) == 3
 
 
@@ -517,6 +544,23 @@ async def test_a_size_that_nobody_knows_costs_as_much_as_the_dearest(
     launcher: HerokuLauncher,
 ) -> None:
     assert launcher.usd_per_hour("colossal", None) == launcher.usd_per_hour("Performance-L", None)
+
+
+@pytest.mark.parametrize(
+    ("first", "requests"),
+    [(Answer([]), 1), (Answer({"id": "forbidden"}, 403), 2)],
+    ids=["had", "not had"],
+)
+async def test_prices_are_asked_for_until_they_were_had(
+    scripted: FakePlatform, monkeypatch: pytest.MonkeyPatch, first: Answer, requests: int
+) -> None:
+    monkeypatch.setattr("gateway.launchers.heroku.prices.AGAIN_S", 0.0)
+    scripted.answers(first, Answer([]))
+    async with on(scripted.url) as launcher:
+        for _ in range(3):
+            launcher.usd_per_hour(None, None)
+            await launcher.aclose()
+    assert len(scripted.got) == requests
 
 
 async def test_prices_that_cannot_be_had_stay_as_they_are(scripted: FakePlatform) -> None:

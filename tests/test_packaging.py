@@ -1,6 +1,7 @@
 """What is installed is what is meant: one wheel, and an agent that starts without the rest."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+from jsonschema import Draft7Validator
+
 import dyno_agent
+from gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_S = 120
@@ -79,3 +83,78 @@ def test_every_direct_dependency_is_pinned_exactly() -> None:
         pinned = (ROOT / file).read_text(encoding="utf-8")
         assert [name for name in names if f"\n{name}==" not in f"\n{pinned}"] == []
         assert "://" not in pinned
+
+
+def _lines(name: str) -> list[str]:
+    return (ROOT / name).read_text(encoding="utf-8").splitlines()
+
+
+def test_procfile_starts_the_gateway_and_each_bundled_server() -> None:
+    processes = dict(line.split(": ", 1) for line in _lines("Procfile"))
+    assert processes == {
+        "web": "python -m gateway serve",
+        "mcp-python": "python -m mcp_servers.code_exec",
+        "mcp-ruby": "python -m mcp_servers.code_exec ruby",
+    }
+
+
+APP_JSON = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name", "description", "stack", "buildpacks", "formation", "env"],
+    "properties": {
+        "name": {"type": "string", "pattern": r"^[a-zA-Z-_.]+$", "maxLength": 30},
+        "description": {"type": "string", "maxLength": 140},
+        "keywords": {"type": "array", "items": {"type": "string"}},
+        "stack": {"enum": ["heroku-22", "heroku-24", "heroku-26"]},
+        "buildpacks": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["url"],
+                "properties": {"url": {"type": "string"}},
+                "additionalProperties": False,
+            },
+        },
+        "formation": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["quantity", "size"],
+                "properties": {"quantity": {"type": "integer"}, "size": {"type": "string"}},
+                "additionalProperties": False,
+            },
+        },
+        "env": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "required": ["description"],
+                "properties": {
+                    "description": {"type": "string"},
+                    "value": {"type": "string"},
+                    "generator": {"const": "secret"},
+                    "required": {"type": "boolean"},
+                },
+                "additionalProperties": False,
+            },
+        },
+    },
+}
+"""What of Heroku's app.json (devcenter.heroku.com/articles/app-json-schema) is used here."""
+
+
+def test_app_json_has_the_documented_shape_and_names_real_settings() -> None:
+    document = json.loads((ROOT / "app.json").read_text(encoding="utf-8"))
+    Draft7Validator(APP_JSON).validate(document)
+    names = {name.upper() for name in Settings.model_fields}
+    assert document["env"].keys() <= names
+    generated = {name for name, entry in document["env"].items() if "generator" in entry}
+    assert generated == {"API_KEY", "ADMIN_KEY", "GATEWAY_SECRET"}
+    assert document["formation"].keys() <= {line.partition(":")[0] for line in _lines("Procfile")}
+
+
+def test_python_version_is_one_that_the_project_says_it_runs_on() -> None:
+    (version,) = _lines(".python-version")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"Programming Language :: Python :: {version}" in project["classifiers"]

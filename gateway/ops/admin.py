@@ -135,7 +135,7 @@ class Admin:
         body = await request.read()
         try:
             wanted = msgspec.json.decode(body, type=_Bootstrap)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return _problem(400, f'expected {{"server": name}}: {error}')
         server = self._registry.find(wanted.server)
         if server is None:

@@ -81,7 +81,7 @@ class Hooks:
             raise web.HTTPUnauthorized(text="not signed with this gateway's secret\n")
         try:
             payload = _PAYLOAD.decode(body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise web.HTTPBadRequest(text="no event of an app\n") from None
         if payload.resource == "dyno":
             self._tell(payload.data)

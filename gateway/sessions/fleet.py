@@ -291,12 +291,11 @@ class Fleet:
         Returns:
             What it has cost its last account; None if nothing was ever reserved for it.
         """
-        ran = True
-        asked = self.now()
+        found, ran, asked = dyno_id, True, self.now()
         for attempt in itertools.count():
             try:
                 async with asyncio.timeout(STOP_S):
-                    found = dyno_id or await self._dyno_of(launch_id)
+                    found = found or await self._dyno_of(launch_id)
                     ran = found is not None and await self._launcher.stop(found)
                 break
             except (PlatformError, TimeoutError) as error:
@@ -308,13 +307,21 @@ class Fleet:
                 )
             await asyncio.sleep(STOP_AGAIN_S[min(attempt, len(STOP_AGAIN_S) - 1)])
         self.line(app).freed()
-        ended = self.now()
-        if ended - asked < PROMPT_S:
-            ended = asked
-        if not ran and left is not None:
-            ended = left
-        told = self.ended(launch_id)
-        return self.book.close(launch_id, ended if told is None else min(ended, told))
+        return self.book.close(
+            launch_id, self._end_of(launch_id, found, asked, left if not ran else None)
+        )
+
+    def _end_of(
+        self, launch_id: str, dyno_id: str | None, asked: float, left: float | None
+    ) -> float:
+        """Return when a dyno that is gone has ended, as far as anybody can know."""
+        now = self.now()
+        told = self._ends.get(launch_id, now)
+        if left is not None:
+            return min(left, told)
+        if dyno_id is None:
+            return 0.0  # there was none
+        return min(asked if now - asked < PROMPT_S else now, told)
 
     async def _dyno_of(self, launch_id: str) -> str | None:
         """Return the launcher's name of a dyno whose launch was answered to nobody here."""

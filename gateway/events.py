@@ -61,6 +61,8 @@ class Adopted(SessionEvent):
     launch: str
     dyno: str
     parked_s: float
+    pool_dyno_s: float
+    pool_usd: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,10 @@ async def bootstrap(url: str, admin_key: str, server: str) -> str:
         Unanswered: no gateway there, another key, no such server.
     """
     document = await _ask(url, admin_key, "bootstrap", {"server": server})
-    return str(document["command"])
+    command = document.get("command")
+    if not isinstance(command, str):
+        raise Unanswered(f"{url} is no gateway: its answer holds no command")
+    return command
 
 
 async def _ask(url: str, admin_key: str, path: str, body: dict[str, Any]) -> dict[str, Any]:

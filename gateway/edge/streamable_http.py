@@ -225,7 +225,7 @@ class StreamableHttp:
         try:
             self._manager.launch(live, self._catalogues.face(server, "legacy"))
         except GatewayError as error:
-            self._manager.end(live, Reason.BOOT_FAILED, SessionEnded(error.message))
+            self._manager.end(live, Reason.NO_ROOM, SessionEnded(error.message))
             raise
 
     def call(self, live: OwnedLive, envelope: Envelope, raw: bytes, outbox: Outbox) -> int:

@@ -56,6 +56,9 @@ class Metrics:
             case events.Closed():
                 self._ended.labels(reason=event.reason).inc()
                 self._gone("session", event.dyno_s, event.usd)
+            case events.Adopted():
+                self._seconds.labels(was="parked").inc(event.pool_dyno_s)
+                self._usd.labels(was="parked").inc(event.pool_usd)
             case events.DynoUnparked():
                 self._gone("parked", event.dyno_s, event.usd)
             case events.OrphanGone():

@@ -91,20 +91,28 @@ def merge(
             servers[entry.name] = msgspec.structs.replace(entry, release=release)
         elif entry.app in survey.failed and known is not None and known.command:
             servers[entry.name] = known
-    for name in before.names:
-        known = before.find(name)
-        if known is not None and known.app in survey.failed and known.command:
-            servers.setdefault(name, known)
+    for known in _known(before):
+        if known.app in survey.failed and known.command:
+            servers.setdefault(known.name, known)
     claimed = {(entry.app, entry.process_type) for entry in entries}
-    for process in survey.processes:
-        if (process.app, process.process_type) in claimed:
-            continue
-        name = process.process_type
+    unclaimed = [found[which] for which in found if which not in claimed]
+    names = {(known.app, known.process_type): known.name for known in _known(before)}
+
+    def settled(process: Process) -> bool:
+        return (process.app, process.process_type) in names
+
+    for process in sorted(unclaimed, key=settled, reverse=True):  # who has a name keeps it
+        which = process.app, process.process_type
+        name = names.get(which, process.process_type)
         if name in servers:  # unique among all apps only by its app's name
             name = f"{process.app}.{process.process_type}"[:64]
         entry = ServerDefinition(name=name, app=process.app, process_type=process.process_type)
         servers[name] = _filled(entry, process)
     return list(servers.values())
+
+
+def _known(registry: Registry) -> list[ServerDefinition]:
+    return [server for name in registry.names if (server := registry.find(name))]
 
 
 def _filled(entry: ServerDefinition, process: Process) -> ServerDefinition:

@@ -115,7 +115,8 @@ class Dynos:
         self._tell_launching(live)
         self._began(live)
         now = fleet.now()
-        fleet.book.transfer(parked.launch_id, _account(live), now, now + _longest_s(live))
+        account, latest_end = _account(live), now + _longest_s(live)
+        bill = fleet.book.transfer(parked.launch_id, account, now, latest_end)
         fleet.desk.assign(parked.launch_id, record.fingerprint)
         record.billed = now
         waited_s = 0.0 if parked.ready is None else time.monotonic() - parked.ready
@@ -125,6 +126,8 @@ class Dynos:
                 launch=record.launch_id,
                 dyno=record.dyno_id or "",
                 parked_s=round(waited_s, 3),
+                pool_dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
+                pool_usd=0.0 if bill is None else round(bill.usd, 6),
             )
         )
         live.launched.set()
@@ -186,6 +189,9 @@ class Dynos:
         self._end(live, reason, error)
 
     def _in_line(self, live: Live, position: int, waiting: int) -> None:
+        if live.record.over:  # it ended during an attempt that was in vain
+            self._launching[live].cancel()
+            return
         self._queued[live] = position
         live.lease.launched = None  # the boot has not begun
         if self._told.get(live) == position:

@@ -55,6 +55,9 @@ DRAIN_S = 20.0
 """How long a shutdown waits for sessions to close, or for calls whose clients cannot come back; the
 platform kills after 30 s."""
 
+POOL_S = 5.0
+"""How much longer a shutdown waits for the dynos of the pool, which are stopped meanwhile."""
+
 HOLD_S = 15.0
 """How long a request waits for the agent of a session that this process has not seen yet."""
 
@@ -580,6 +583,7 @@ class Manager:
                 SessionEnded("the gateway is shutting down; send `initialize` again in a moment"),
             )
         await self.closed()
+        await self.pool.drained(POOL_S)
 
     async def _hand_over(self) -> None:
         """Leave the sessions to the next process.

@@ -91,6 +91,7 @@ class Pool:
         self._not_before: dict[str, float] = {}
         self._asked = asyncio.Event()
         self._draining = False
+        self._gone = asyncio.Event()
 
     def __iter__(self) -> Iterator[Parked]:
         return iter(list(self._parked.values()))
@@ -164,11 +165,17 @@ class Pool:
         self._asked.set()
 
     def drain(self) -> None:
-        """Park nothing new, and let every parked agent go."""
+        """Park nothing new, and let every parked agent go; `keep` stops their dynos."""
         self._draining = True
-        for parked in self:
-            parked.over = True
-            parked.called.set()
+        self._asked.set()
+
+    async def drained(self, patience_s: float) -> None:
+        """Wait until all dynos of the pool are gone, for a bounded time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self._parked:
+                    self._gone.clear()
+                    await self._gone.wait()
 
     @property
     def left(self) -> list[str]:
@@ -188,7 +195,7 @@ class Pool:
             while True:
                 plan = self._plan()
                 for parked in self._overdue(frozenset(plan.stop)):
-                    if parked.ours and not parked.dialled and parked.launch_id not in plan.stop:
+                    if self._is_failure(parked, plan):
                         why = f"no agent dialled within {parked.patience_s:.0f} s"
                         self._failed(parked.server, why)
                     parked.over = True
@@ -202,6 +209,11 @@ class Pool:
                         await self._asked.wait()
                 self._asked.clear()
 
+    def _is_failure(self, parked: Parked, plan: warmth.Plan) -> bool:
+        """Whether one that has to go never was of any use."""
+        unwanted = self._draining or parked.launch_id in plan.stop
+        return parked.ours and not parked.dialled and not unwanted
+
     def _overdue(self, surplus: frozenset[str]) -> list[Parked]:
         """Return those that are to go now."""
         wall, now = self._fleet.now(), time.monotonic()
@@ -210,7 +222,8 @@ class Pool:
             for parked in self._parked.values()
             if not parked.over
             and (
-                parked.launch_id in surplus
+                self._draining
+                or parked.launch_id in surplus
                 or (parked.ready is None and now >= parked.absent + parked.patience_s)
                 or (not parked.ours and wall >= parked.latest_end)
             )
@@ -274,6 +287,7 @@ class Pool:
             dyno = await self._fleet.launch(wanted, None, _nothing)
         except (LaunchError, TimeoutError) as failure:
             self._parked.pop(parked.launch_id, None)
+            self._gone.set()
             self._fleet.give_up(parked.launch_id)
             self._failed(parked.server, str(failure) or "the platform does not answer")
         else:
@@ -293,6 +307,7 @@ class Pool:
         await parked.launched.wait()
         bill = await self._fleet.stop(parked.launch_id, parked.dyno_id, parked.server.app)
         self._parked.pop(parked.launch_id, None)
+        self._gone.set()
         self._emit(
             events.DynoUnparked(
                 server=parked.server.name,

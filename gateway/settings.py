@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         60.0, ge=5, le=86_400, description="How often the apps are looked at for servers, seconds."
     )
     heroku_webhooks: bool = Field(
-        True, description="Subscribe to the apps' dyno and release events, if GATEWAY_URL is https."
+        True, description="Subscribe to the apps' dyno and release events."
     )
     allow_own_app: bool = Field(
         False,

@@ -155,11 +155,16 @@ class Dynos:
         wanted = Wanted(
             record.launch_id, record.fingerprint, record.server, lease.boot_s, _longest_s(live)
         )
-        place = functools.partial(self._in_line, live)
+        # Throw-away runs do not stand in the way of clients: they come again.
+        place = None if record.principal == GATEWAY else functools.partial(self._in_line, live)
         try:
             dyno = await self._fleet.launch(wanted, place, lambda: self._began(live))
         except LaunchError as failure:
-            error = LaunchFailed(f"no dyno could be had for {record.server.name}: {failure}")
+            wait_s = failure.retry_after_s
+            error = LaunchFailed(
+                f"no dyno could be had for {record.server.name}: {failure}",
+                retry_after_s=None if wait_s is None else max(1, round(wait_s)),
+            )
             self._failed(live, Reason.BOOT_FAILED, error)
         except (LineFull, WaitedTooLong) as failure:
             self._failed(live, Reason.NO_ROOM, NoRoom(f"{failure}; try again later"))

@@ -100,6 +100,7 @@ class Reconciler:
         """Take what a webhook told; lost if it comes faster than it can be looked at."""
         if news.ended and not self._news.full():
             self._fleet.note_end(news.launch_id)
+            self._fleet.line(news.app).freed()
             self._news.put_nowait(news)
 
     async def hurry(self) -> None:

@@ -197,14 +197,14 @@ class HerokuLauncher:
             except Failure as failure:
                 if last:
                     raise LaunchUnsettled(
-                        f"{lost}; nor could it be seen whether there is a dyno: {failure}"
+                        f"{_sentence(lost)}; nor could it be seen whether there is a dyno: {failure}"
                     ) from failure
             else:
                 for dyno in dynos:
                     if dyno.launch_id == attempt.order.launch_id:
                         return dyno
                 if last:
-                    raise LaunchError(f"{lost}; no dyno came of it")
+                    raise LaunchError(f"{_sentence(lost)}; no dyno came of it")
             await asyncio.sleep(max(0.0, min(pause_s, end - loop.time())))
             pause_s *= 2
 
@@ -345,3 +345,8 @@ def _valid(word: str) -> str:
     if not _WORD.fullmatch(word):
         raise ValueError(f"not 1 to 64 characters of A-Z, a-z, 0-9, _ and -: {word!r}")
     return word
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says, to be gone on with."""
+    return str(error).rstrip(".")

@@ -39,7 +39,7 @@ async def subscribe(platform: Platform, app: str, url: str, secret: str) -> str 
             if webhook not in good[:1]:
                 await platform.delete_webhook(app, webhook.id)
     except Failure as failure:
-        return f"no events of {app}: {failure}. {failure.advice}"
+        return f"no events of {app}: {str(failure).rstrip('.')}. {failure.advice}"
     return None
 
 

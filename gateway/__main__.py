@@ -4,6 +4,8 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -82,6 +84,19 @@ def _serve(
     except OSError as error:
         typer.echo(f"cannot start: {error}", err=True)
         raise typer.Exit(1) from None
+    _leave()
+
+
+def _leave() -> None:
+    """Go now, though the platform still owes an answer to a thread of its launcher.
+
+    The interpreter would wait for such threads, and be killed for it.
+    """
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -106,9 +106,9 @@ def build(
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
             keeping = None
-            if discovery is not None:
+            if platform is not None and discovery is not None:
                 await discovery.look()
-                keeping = tasks.create_task(discovery.keep(), name="discovery")
+                keeping = tasks.create_task(_discover(discovery, platform), name="discovery")
             async with manager, catalogues:
                 yield
             if keeping is not None:
@@ -162,6 +162,13 @@ def _discovery(
     registry.subscribe(changed)
     entries = [server for name in registry.names if (server := registry.find(name))]
     return Discovery(registry, entries, platform.formation, settings.heroku_refresh_s, failed)
+
+
+async def _discover(discovery: Discovery, platform: Deployment) -> None:
+    """Subscribe to releases, and only then look again: none is missed in between."""
+    for problem in await platform.subscribe():
+        structlog.get_logger().warning("not_subscribed", why=problem)
+    await discovery.keep()
 
 
 def platform_for(settings: Settings, environment: Mapping[str, str], secret: bytes) -> Deployment:
@@ -270,8 +277,6 @@ async def serve(
         listening()
         if settings.redis_url is not None:
             log.warning("redis_url_unused", why="one process serves; its state is in memory")
-        for problem in await platform.subscribe():
-            log.warning("not_subscribed", why=problem)
         await stopping.wait()
         log.info("draining", sessions=manager.sessions)
         await site.stop()

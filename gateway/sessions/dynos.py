@@ -55,7 +55,7 @@ class Dynos:
     @property
     def queue(self) -> list[tuple[Live, int]]:
         """The sessions that wait in line, with their positions."""
-        return list(self._queued.items())
+        return list(self._told.items())
 
     def stopping(self, launch_id: str) -> bool:
         """True while a session's dyno is being given back."""

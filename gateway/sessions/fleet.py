@@ -37,6 +37,9 @@ LIFETIME_SLACK_S = 300.0
 STOP_S = 45.0
 """How long one stop call of a launcher may take: longer than a platform's SIGTERM to SIGKILL."""
 
+LAST_S = 3.0
+"""The same for dynos that are left when the gateway goes."""
+
 PROMPT_S = 1.0
 """A dyno that was gone so soon ended when it was told to: a launcher looks at intervals."""
 
@@ -343,7 +346,7 @@ class Fleet:
     async def _stop_once(self, dyno_id: str) -> None:
         with contextlib.suppress(TimeoutError):
             try:
-                async with asyncio.timeout(STOP_S):
+                async with asyncio.timeout(LAST_S):
                     await self._launcher.stop(dyno_id)
             except PlatformError as error:
                 self.emit(events.NotStopped(launch="", dyno=dyno_id, why=str(error), attempt=1))

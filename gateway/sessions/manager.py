@@ -52,11 +52,8 @@ TICK_S = 0.25
 """Period of the deadline loop: how late a limit may strike."""
 
 DRAIN_S = 20.0
-"""How long a shutdown waits for sessions to close, or for calls whose clients cannot come back; the
-platform kills after 30 s."""
-
-POOL_S = 5.0
-"""How much longer a shutdown waits for the dynos of the pool, which are stopped meanwhile."""
+"""How long a shutdown waits in all for calls whose clients cannot come back, for sessions to close
+and for the pool to empty; the platform kills after 30 s."""
 
 HOLD_S = 15.0
 """How long a request waits for the agent of a session that this process has not seen yet."""
@@ -571,31 +568,28 @@ class Manager:
 
     async def drain(self) -> None:
         """Take nothing new; hand every session over or end it, for a bounded time."""
+        deadline = time.monotonic() + DRAIN_S
         self.directory.drain()
         self.pool.drain()
         await self.reconciler.hurry()
-        if self._hands_over:
-            await self._hand_over()
+        error = SessionEnded("the gateway is shutting down; send `initialize` again in a moment")
         for live in self.directory:
-            self.end(
-                live,
-                Reason.DRAINED,
-                SessionEnded("the gateway is shutting down; send `initialize` again in a moment"),
-            )
-        await self.closed()
-        await self.pool.drained(POOL_S)
+            # One that has not booted ends: nobody else knows its join token.
+            if not self._hands_over or not live.may_be_handed_over:
+                self.end(live, Reason.DRAINED, error)
+        await self._hand_over(deadline)
+        await self.dynos.closed(max(0.0, deadline - time.monotonic()))
+        await self.pool.drained(max(0.0, deadline - time.monotonic()))
 
-    async def _hand_over(self) -> None:
+    async def _hand_over(self, deadline: float) -> None:
         """Leave the sessions to the next process.
 
         Streams whose clients come back end at once; calls of others get time to be answered, and
         then an error that they may be sent again.
         """
-        deadline = time.monotonic() + DRAIN_S
         async with asyncio.TaskGroup() as farewells:
-            # One that has not booted ends: nobody else knows its join token.
-            while waiting := [live for live in self.directory if live.may_be_handed_over]:
-                for live in waiting:
+            while len(self.directory):
+                for live in self.directory:
                     if not live.hand_over() or time.monotonic() >= deadline:
                         self._let_go(live)
                         farewells.create_task(live.refuse(CloseCode.DRAIN))

@@ -182,7 +182,7 @@ class Reconciler:
         }
         for launch_id in self._strangers.keys() - by_launch.keys():
             dyno, _ = self._strangers[launch_id]
-            if launch_id not in known and not self._has_owner(launch_id):
+            if launch_id not in known and not self._known(launch_id):
                 self._left(dyno)
         now = time.monotonic()
         before = self._strangers
@@ -244,9 +244,11 @@ class Reconciler:
                 tasks.create_task(self._told(live, news), name=f"told {news.launch_id}")
             elif (parked := self._pool.find(news.launch_id)) is not None:
                 self._pool.lost(parked)
+            elif self._known(news.launch_id):
+                continue
             elif (stranger := self._strangers.pop(news.launch_id, None)) is not None:
                 self._left(stranger[0])
-            elif news.created is not None and not self._known(news.launch_id):
+            elif news.created is not None:
                 price = self._fleet.usd_per_hour(news.size, news.app)
                 self._left(
                     Dyno(

@@ -44,7 +44,7 @@ LONGEST_S = 86_400
 LONGEST_LOOK_S = 1.0
 """Between two looks at a dyno that ends: what it costs is known as exactly."""
 
-CLOSE_S = 10.0
+CLOSE_S = 2.0
 """How long launches that nobody waits for may take to be undone when the gateway goes. What is
 left has its `time_to_live`, and the next process's reconciler."""
 
@@ -197,7 +197,7 @@ class HerokuLauncher:
             except Failure as failure:
                 if last:
                     raise LaunchUnsettled(
-                        f"{_sentence(lost)}; nor could it be seen whether there is a dyno: {failure}"
+                        f"{_sentence(lost)}; nor could a dyno be looked for: {failure}"
                     ) from failure
             else:
                 for dyno in dynos:

@@ -81,7 +81,7 @@ class Patience:
     settle_s: float = 20.0
     appears_s: float = 5.0
     gone_s: float = 40.0
-    close_s: float = 5.0
+    close_s: float = 1.0
 
     @property
     def call_s(self) -> float:

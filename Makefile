@@ -57,4 +57,4 @@ format: $(READY)  ## Format the code and mend what can be mended
 	$(BIN)/ruff format --quiet .
 
 clean:  ## Remove what the other verbs made, but keep .env
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* tests/system/node/node_modules tests/heroku_emulator/node/node_modules
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage* tests/system/node/node_modules tests/heroku_emulator/node/node_modules tests/system/node_heroku/node_modules

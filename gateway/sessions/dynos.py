@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dyno_agent.link import CloseCode
 from gateway import events
 from gateway.errors import GatewayError, LaunchFailed, NoRoom
-from gateway.launchers.base import LaunchError
+from gateway.launchers.base import AtCapacity, Dyno, LaunchError
 from gateway.sessions.endings import UNEXPECTED, boot_timeout
 from gateway.sessions.fleet import Fleet, Wanted
 from gateway.sessions.ledger import GATEWAY, Account, Bill
@@ -73,6 +73,8 @@ class Dynos:
         record = live.record
         parked = None if record.principal == GATEWAY else self._pool.take(record.server)
         if parked is not None:
+            record.launch_id = parked.launch_id
+            self._tell_launching(live)
             self._adopt(live, parked)
             return
         record.launch_id = secrets.token_hex(12)
@@ -112,7 +114,6 @@ class Dynos:
     def _adopt(self, live: Live, parked: Parked) -> None:
         record, fleet = live.record, self._fleet
         record.launch_id, record.dyno_id = parked.launch_id, parked.dyno_id
-        self._tell_launching(live)
         self._began(live)
         now = fleet.now()
         account, latest_end = _account(live), now + _longest_s(live)
@@ -155,10 +156,8 @@ class Dynos:
         wanted = Wanted(
             record.launch_id, record.fingerprint, record.server, lease.boot_s, _longest_s(live)
         )
-        # Throw-away runs do not stand in the way of clients: they come again.
-        place = None if record.principal == GATEWAY else functools.partial(self._in_line, live)
         try:
-            dyno = await self._fleet.launch(wanted, place, lambda: self._began(live))
+            dyno = await self._obtain(live, wanted)
         except LaunchError as failure:
             wait_s = failure.retry_after_s
             error = LaunchFailed(
@@ -171,6 +170,8 @@ class Dynos:
         except TimeoutError:
             self._end(live, Reason.BOOT_TIMEOUT, boot_timeout(live))
         else:
+            if record.launch_id != wanted.launch_id:
+                return  # it has adopted one
             entry = self._fleet.book.running(record.launch_id)
             record.billed = self._fleet.now() if entry is None else entry.since
             if dyno is not None:
@@ -186,6 +187,29 @@ class Dynos:
             self._told.pop(live, None)
             del self._launching[live]
             live.launched.set()
+
+    async def _obtain(self, live: Live, wanted: Wanted) -> Dyno | None:
+        """Get a dyno, in line if need be; see `Fleet.launch` and `Line.through`."""
+        line = self._fleet.line(wanted.server.app)
+
+        async def attempt() -> Dyno | None:
+            self._began(live)
+            return await self._fleet.launch(wanted)
+
+        async def turn() -> Dyno | None:
+            parked = self._pool.take(wanted.server)
+            if parked is None:
+                return await attempt()
+            self._fleet.give_up(wanted.launch_id)
+            self._adopt(live, parked)
+            return None
+
+        if live.record.principal != GATEWAY:
+            place = functools.partial(self._in_line, live)
+            return await line.through(wanted.server.name, turn, place)
+        if line.waiting:  # throw-away runs do not stand in the way of clients: they come again
+            raise AtCapacity("sessions wait for a dyno")
+        return await attempt()
 
     def _failed(self, live: Live, reason: Reason, error: GatewayError) -> None:
         """There is no dyno, and there will be none."""

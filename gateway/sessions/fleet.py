@@ -14,7 +14,6 @@ from typing import Final
 from gateway import events
 from gateway.errors import BudgetSpent, QueueFull
 from gateway.launchers.base import (
-    AtCapacity,
     Dyno,
     Launcher,
     LaunchOrder,
@@ -25,7 +24,7 @@ from gateway.registry.servers import ServerDefinition
 from gateway.sessions import ledger
 from gateway.sessions.credentials import JoinDesk
 from gateway.sessions.ledger import Account, Bill, Ledger
-from gateway.sessions.line import Line, LineFull, Place
+from gateway.sessions.line import Line, LineFull
 
 AGENT_PATIENCE_S = 5.0
 """How much longer than ours the agent's start deadline is: we say first that it was missed, and
@@ -205,54 +204,36 @@ class Fleet:
             "RENDEZVOUS_START_DEADLINE_S": str(wanted.boot_s + AGENT_PATIENCE_S),
         }
 
-    async def launch(
-        self, wanted: Wanted, place: Place | None, began: Callable[[], None]
-    ) -> Dyno | None:
-        """Get the dyno of a reservation, in line if need be.
-
-        Args:
-            wanted: what was reserved.
-            place: told of the position in line; None if this one does not stand in line.
-            began: called whenever the platform is really asked.
+    async def launch(self, wanted: Wanted) -> Dyno | None:
+        """Ask the platform for the dyno of a reservation, once.
 
         Returns:
             The dyno; None if nobody knows whether there is one: its agent may dial.
 
         Raises:
-            LaunchError: there is none.
+            LaunchError: there is none; `AtCapacity` if there is no room.
             TimeoutError: the platform did not answer within the boot timeout.
-            LineFull, WaitedTooLong: there is no room.
         """
-        server, line = wanted.server, self.line(wanted.server.app)
-
-        async def attempt() -> Dyno | None:
-            began()
-            started = self.now()
-            price = self.price(server)
-            self.book.correct(wanted.launch_id, started, price)
-            order = LaunchOrder(
-                launch_id=wanted.launch_id,
-                server=server.name,
-                environment=self.invite(wanted),
-                size=server.size,
-                lifetime_s=wanted.longest_s + LIFETIME_SLACK_S,
-                app=server.app,
-                agent=server.agent,
-            )
-            try:
-                async with asyncio.timeout(wanted.boot_s):
-                    dyno = await self._launcher.launch(order)
-            except LaunchUnsettled:
-                return None
-            if dyno.created is not None and dyno.created > started:  # its answer was late
-                self.book.correct(wanted.launch_id, dyno.created, price)
-            return dyno
-
-        if place is not None:
-            return await line.through(attempt, place)
-        if line.waiting:
-            raise AtCapacity("sessions wait for a dyno")
-        return await attempt()
+        server, started = wanted.server, self.now()
+        price = self.price(server)
+        self.book.correct(wanted.launch_id, started, price)
+        order = LaunchOrder(
+            launch_id=wanted.launch_id,
+            server=server.name,
+            environment=self.invite(wanted),
+            size=server.size,
+            lifetime_s=wanted.longest_s + LIFETIME_SLACK_S,
+            app=server.app,
+            agent=server.agent,
+        )
+        try:
+            async with asyncio.timeout(wanted.boot_s):
+                dyno = await self._launcher.launch(order)
+        except LaunchUnsettled:
+            return None
+        if dyno.created is not None and dyno.created > started:  # its answer was late
+            self.book.correct(wanted.launch_id, dyno.created, price)
+        return dyno
 
     def give_up(self, launch_id: str) -> None:
         """There is no dyno after all: nothing was spent, and one that comes late is not ours."""

@@ -39,7 +39,7 @@ class Line:
     def __init__(self, length: int, patience_s: float) -> None:
         self._length = length
         self._patience_s = patience_s
-        self._waiting: list[Place] = []
+        self._waiting: list[tuple[str, Place]] = []
         self._moved = asyncio.Event()
         self._room = asyncio.Event()
 
@@ -47,6 +47,10 @@ class Line:
     def waiting(self) -> int:
         """How many stand in line."""
         return len(self._waiting)
+
+    def waiting_for(self, server: str) -> int:
+        """How many of them stand there for a server."""
+        return sum(name == server for name, _ in self._waiting)
 
     def check(self) -> None:
         """Make sure that one more may come.
@@ -67,10 +71,11 @@ class Line:
         """A dyno has ended: there may be room."""
         self._room.set()
 
-    async def through(self, attempt: Callable[[], Awaitable[T]], place: Place) -> T:
+    async def through(self, server: str, attempt: Callable[[], Awaitable[T]], place: Place) -> T:
         """Return what an attempt comes to once there is room for it.
 
         Args:
+            server: what it is for.
             attempt: raises `AtCapacity` if there is no room; is called again then.
             place: told whenever the position changes, and after each attempt in vain.
 
@@ -83,7 +88,7 @@ class Line:
                 return await attempt()
         if len(self._waiting) >= self._length:
             raise self._full()
-        self._waiting.append(place)
+        self._waiting.append((server, place))
         self._tell()
         deadline = asyncio.get_running_loop().time() + self._patience_s
         try:
@@ -93,7 +98,7 @@ class Line:
                     return await attempt()
                 self._tell()
         finally:
-            self._waiting.remove(place)
+            self._waiting.remove((server, place))
             self._room.set()  # whoever is next may try at once
             self._tell()
 
@@ -101,7 +106,7 @@ class Line:
         """Wait until this one is the first, and there may be room."""
         try:
             async with asyncio.timeout_at(deadline):
-                while self._waiting[0] is not place:
+                while self._waiting[0][1] is not place:
                     self._moved.clear()
                     await self._moved.wait()
                 with contextlib.suppress(TimeoutError):
@@ -116,5 +121,5 @@ class Line:
 
     def _tell(self) -> None:
         self._moved.set()
-        for position, place in enumerate(self._waiting, 1):
+        for position, (_, place) in enumerate(self._waiting, 1):
             place(position, len(self._waiting))

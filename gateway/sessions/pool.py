@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from gateway import events
 from gateway.errors import GatewayError
-from gateway.launchers.base import LaunchError
+from gateway.launchers.base import AtCapacity, LaunchError
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.registry.windows import count_at
 from gateway.sessions import warmth
@@ -143,6 +143,7 @@ class Pool:
         if parked.ready is None:
             parked.ready, parked.patience_s = time.monotonic(), REDIAL_S
             parked.dialled = True
+            self._fleet.line(parked.server.app).freed()  # who waits there may adopt it
             if not parked.ours and self._fleet.book.running(parked.launch_id) is None:
                 self._reserve(parked)
             self._emit(
@@ -255,10 +256,13 @@ class Pool:
         return warmth.plan(wanted, stock, self._caps, spent_usd=spent_usd, now=now)
 
     def _wanted(self, server: ServerDefinition, now: float) -> int:
-        count = count_at(server.warm, now)
+        count, line = count_at(server.warm, now), self._fleet.line(server.app)
+        present = sum(parked.server.name == server.name for parked in self)
+        if line.waiting:  # the room is for those who wait
+            return min(count, present, line.waiting_for(server.name))
         if self._not_before.get(server.name, 0.0) <= time.monotonic():
             return count
-        return min(count, sum(parked.server.name == server.name for parked in self))
+        return min(count, present)
 
     def _park(self, server: ServerDefinition, tasks: asyncio.TaskGroup) -> None:
         now = self._fleet.now()
@@ -284,7 +288,9 @@ class Pool:
 
     async def _launch(self, parked: Parked, wanted: Wanted) -> None:
         try:
-            dyno = await self._fleet.launch(wanted, None, _nothing)
+            if self._fleet.line(wanted.server.app).waiting:
+                raise AtCapacity("sessions wait for a dyno")
+            dyno = await self._fleet.launch(wanted)
         except (LaunchError, TimeoutError) as failure:
             self._parked.pop(parked.launch_id, None)
             self._gone.set()
@@ -326,7 +332,3 @@ def _fits(parked: ServerDefinition, server: ServerDefinition) -> bool:
 def _kind(server: ServerDefinition) -> str:
     """Return what a dyno of a server is made of: another one serves it no more."""
     return f"{server.release} {server.app} {server.size}"
-
-
-def _nothing() -> None:
-    """Nobody waits for a parked dyno's boot."""

@@ -54,6 +54,7 @@ class Reception:
         secret: bytes,
     ) -> None:
         self._directory = directory
+        self._fleet = fleet
         self._desk = fleet.desk
         self._wall_clock = fleet.now
         self._pool = pool
@@ -98,6 +99,7 @@ class Reception:
         age_s = max(0.0, self._wall_clock() - capsule.created)
         if (
             (capsule.launch_id, capsule.proof) != (launch_id, proof)
+            or self._fleet.disowned(launch_id)
             or self._directory.ended(capsule.fingerprint) is not None
             or self._directory.get(capsule.fingerprint) is not None
             or server is None

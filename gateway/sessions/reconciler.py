@@ -172,6 +172,8 @@ class Reconciler:
     def _look_for_orphans(
         self, by_launch: Mapping[str, Dyno], known: Set[str], tasks: asyncio.TaskGroup
     ) -> None:
+        if self._directory.draining:
+            return  # they are the next process's
         running = {
             launch_id: dyno
             for launch_id, dyno in by_launch.items()
@@ -192,6 +194,7 @@ class Reconciler:
         for launch_id, (dyno, since) in list(self._strangers.items()):
             if self._fleet.disowned(launch_id) or now - since >= self._grace_s:
                 self._stopping.add(launch_id)
+                self._fleet.disown(launch_id)
                 del self._strangers[launch_id]
                 tasks.create_task(self._stop(dyno), name=f"orphan {launch_id}")
 
@@ -244,7 +247,7 @@ class Reconciler:
                 tasks.create_task(self._told(live, news), name=f"told {news.launch_id}")
             elif (parked := self._pool.find(news.launch_id)) is not None:
                 self._pool.lost(parked)
-            elif self._known(news.launch_id):
+            elif self._known(news.launch_id) or self._directory.draining:
                 continue
             elif (stranger := self._strangers.pop(news.launch_id, None)) is not None:
                 self._left(stranger[0])

@@ -31,6 +31,7 @@ from dyno_agent.link import (
     Message,
     Welcome,
 )
+from dyno_agent.link.handshake import is_parked
 from dyno_agent.link.resumption import Replayed
 from dyno_agent.retained import Retained
 from gateway import events
@@ -45,6 +46,7 @@ from tests.fakes.launchers import RecordingLauncher
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from gateway.deployment import Deployment
     from gateway.launchers.base import LaunchOrder
 
 BOUND = 10.0
@@ -276,6 +278,11 @@ class Agent:
         await self.say({"jsonrpc": "2.0", "id": request["id"], "result": result})
         return request
 
+    async def boots(self) -> Any:
+        """The child runs, and answers `initialize`; return that."""
+        await self.send(Channel.EVENT, {"event": "spawned", "pid": 1})
+        return await self.answer({"protocolVersion": "2025-11-25"})
+
     async def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that comes to pass by what the gateway sends."""
         async with asyncio.timeout(BOUND):
@@ -355,6 +362,7 @@ class House:
     ear: Ear
     manager: Manager
     tasks: asyncio.TaskGroup
+    registry: Registry
     agents: list[Agent] = field(default_factory=list)
 
     @property
@@ -422,8 +430,7 @@ class House:
         """Return the agent of a new session whose child has answered, and the session's key."""
         async with self.asked() as (order, call):
             agent = await self.join(order)
-            await agent.send(Channel.EVENT, {"event": "spawned", "pid": 1})
-            await agent.answer({"protocolVersion": "2025-11-25"})
+            await agent.boots()
         response = call.result()
         assert response.status == 200
         return agent, response.headers["Mcp-Session-Id"]
@@ -474,6 +481,34 @@ class House:
         agent = Agent(order.launch_id, boot_id)
         return await self._attached(agent, await self.dial(token_of(order)))
 
+    async def park(self, token: str, boot_id: str = "first") -> Agent:
+        """Dial as the agent of a dyno that no session was asked for, up to the word to wait."""
+        agent = Agent(token.removeprefix("rj_").partition(".")[0], boot_id)
+        return await self.park_again(agent, token)
+
+    async def park_again(self, agent: Agent, token: str) -> Agent:
+        """Dial once more with the same process."""
+        agent.socket = await self.dial(token)
+        await agent.socket.send(agent.hello().encode())
+        async with asyncio.timeout(BOUND):
+            answer = await agent.socket.recv()
+        assert isinstance(answer, str)
+        assert is_parked(answer)
+        self.agents.append(agent)
+        return agent
+
+    async def adopted(self, agent: Agent) -> Agent:
+        """Wait until a session wants a parked agent, and let it serve that."""
+        answer = '{"parked": true}'
+        async with asyncio.timeout(BOUND):
+            while is_parked(answer):
+                said = await agent.socket.recv()
+                assert isinstance(said, str)
+                answer = said
+        await agent.welcomed(agent.socket, Welcome.decode(answer))
+        self.tasks.create_task(agent.read(agent.socket))
+        return agent
+
     async def resume(self, agent: Agent) -> Agent:
         """Let an agent dial this gateway again, or for the first time with what it carries."""
         capsule = agent.welcome.capsule
@@ -495,6 +530,8 @@ async def opened(
     launcher: RecordingLauncher | None = None,
     terms: Terms | None = None,
     servers: tuple[ServerDefinition, ...] = SERVERS,
+    platform: Deployment | None = None,
+    **more: Any,
 ) -> AsyncIterator[House]:
     """Serve a gateway until the block is left.
 
@@ -502,24 +539,27 @@ async def opened(
         launcher: shared with another gateway, or None for a new one.
         terms: of the deployment; None for one whose sessions end with its process.
         servers: what it serves; clients of `House` use the one called patient.
+        platform: where it runs; None for a gateway without operators and webhooks.
+        more: settings.
     """
     launcher, ear = launcher or RecordingLauncher(), Ear()
     settings = Settings.model_validate(
-        {"api_key": f"test:{KEY},other:{OTHER_KEY}", "bind_host": "127.0.0.1"}
+        {"api_key": f"test:{KEY},other:{OTHER_KEY}", "bind_host": "127.0.0.1", **more}
     )
     registry = Registry(list(servers))
     terms = terms or Terms("http://127.0.0.1", SECRET, 10)
     manager = Manager(launcher, registry, terms, ear)
     headers = {"X-API-Key": KEY, "Accept": "application/json, text/event-stream"}
     # As `gateway.app.serve` runs it.
-    server = TestServer(build(settings, registry, manager), handler_cancellation=True)
+    app = build(settings, registry, manager, platform)
+    server = TestServer(app, handler_cancellation=True)
     async with (
         asyncio.TaskGroup() as tasks,
         server,
         aiohttp.ClientSession(headers=headers, read_bufsize=2**20) as http,
     ):
         origin = str(server.make_url("")).rstrip("/")
-        house = House(origin, http, launcher, ear, manager, tasks)
+        house = House(origin, http, launcher, ear, manager, tasks, registry)
         try:
             yield house
         finally:

@@ -62,7 +62,7 @@ class Crowd:
         self.line, self.platform, self.tasks = line, platform, tasks
 
     async def comes(self, name: str) -> asyncio.Task[str]:
-        through = self.line.through(self.platform.attempt(name), self.platform.place(name))
+        through = self.line.through("s", self.platform.attempt(name), self.platform.place(name))
         task = self.tasks.create_task(through, name=name)
         await settled()
         return task
@@ -75,7 +75,7 @@ class Crowd:
 
 async def test_who_comes_while_there_is_room_stands_in_no_line() -> None:
     line, platform = Line(5, FOREVER), Platform(1)
-    assert await line.through(platform.attempt("a"), platform.place("a")) == "a"
+    assert await line.through("s", platform.attempt("a"), platform.place("a")) == "a"
     assert (line.waiting, platform.places) == (0, {})
 
 
@@ -88,7 +88,7 @@ async def test_attempts_run_side_by_side_while_there_is_room() -> None:
 
     async with asyncio.timeout(BOUND), asyncio.TaskGroup() as tasks:
         for _ in range(3):
-            tasks.create_task(line.through(attempt, lambda _position, _of: None))
+            tasks.create_task(line.through("s", attempt, lambda _position, _of: None))
         await settled()
         assert len(begun) == 3
         go.set()
@@ -216,7 +216,7 @@ async def test_who_fails_for_another_reason_leaves_the_line() -> None:
 
     async def through() -> None:
         with pytest.raises(LaunchError, match="broken"):
-            await line.through(attempt, platform.place("a"))
+            await line.through("s", attempt, platform.place("a"))
 
     async with asyncio.timeout(BOUND), asyncio.TaskGroup() as tasks:
         tasks.create_task(through())
@@ -235,7 +235,7 @@ async def test_who_is_told_of_no_room_at_once_fails_when_the_line_is_full() -> N
         crowd = Crowd(line, platform, tasks)
         await crowd.comes("a")
         with pytest.raises(LineFull, match=r"1 sessions wait.*QUEUE_LENGTH is 1"):
-            await line.through(platform.attempt("b"), platform.place("b"))
+            await line.through("s", platform.attempt("b"), platform.place("b"))
         assert "b" not in platform.asked
         await crowd.frees()
 
@@ -243,7 +243,7 @@ async def test_who_is_told_of_no_room_at_once_fails_when_the_line_is_full() -> N
 async def test_line_without_places_takes_nobody() -> None:
     line, platform = Line(0, FOREVER), Platform()
     with pytest.raises(LineFull):
-        await line.through(platform.attempt("a"), platform.place("a"))
+        await line.through("s", platform.attempt("a"), platform.place("a"))
     assert platform.asked == ["a"]
 
 
@@ -271,7 +271,7 @@ async def test_who_waited_too_long_leaves(monkeypatch: pytest.MonkeyPatch) -> No
     line, platform = Line(5, 0.03), Platform()
     async with asyncio.timeout(BOUND):
         with pytest.raises(WaitedTooLong, match="QUEUE_TIMEOUT_S"):
-            await line.through(platform.attempt("a"), platform.place("a"))
+            await line.through("s", platform.attempt("a"), platform.place("a"))
     assert line.waiting == 0
 
 
@@ -280,7 +280,7 @@ async def test_patience_of_each_begins_with_his_own_coming() -> None:
 
     async def gives_up(name: str) -> None:
         with pytest.raises(WaitedTooLong):
-            await line.through(platform.attempt(name), platform.place(name))
+            await line.through("s", platform.attempt(name), platform.place(name))
 
     async with asyncio.timeout(BOUND), asyncio.TaskGroup() as tasks:
         first = tasks.create_task(gives_up("a"))

@@ -168,7 +168,8 @@ class Dynos:
         except (LineFull, WaitedTooLong) as failure:
             self._failed(live, Reason.NO_ROOM, NoRoom(f"{failure}; try again later"))
         except TimeoutError:
-            self._end(live, Reason.BOOT_TIMEOUT, boot_timeout(live))
+            if not live.attached:
+                self._end(live, Reason.BOOT_TIMEOUT, boot_timeout(live))
         else:
             if record.launch_id != wanted.launch_id:
                 return  # it has adopted one
@@ -197,7 +198,7 @@ class Dynos:
             return await self._fleet.launch(wanted)
 
         async def turn() -> Dyno | None:
-            parked = self._pool.take(wanted.server)
+            parked = None if live.record.over else self._pool.take(wanted.server)
             if parked is None:
                 return await attempt()
             self._fleet.give_up(wanted.launch_id)
@@ -212,7 +213,9 @@ class Dynos:
         return await attempt()
 
     def _failed(self, live: Live, reason: Reason, error: GatewayError) -> None:
-        """There is no dyno, and there will be none."""
+        """There is no dyno, and there will be none; unless its agent is here, that is."""
+        if live.attached:
+            return
         self._fleet.give_up(live.record.launch_id)
         live.record.launch_id = ""
         self._end(live, reason, error)

@@ -183,11 +183,6 @@ class Pool:
         """The dynos that are still to be stopped when the pool is not kept any more."""
         return [parked.dyno_id for parked in self if parked.dyno_id is not None]
 
-    def stopping(self, launch_id: str) -> bool:
-        """True when a dyno is not to be adopted any more, and somebody makes sure that it goes."""
-        parked = self._parked.get(launch_id)
-        return parked is not None and parked.over
-
     # The loop
 
     async def keep(self) -> None:
@@ -292,10 +287,11 @@ class Pool:
                 raise AtCapacity("sessions wait for a dyno")
             dyno = await self._fleet.launch(wanted)
         except (LaunchError, TimeoutError) as failure:
-            self._parked.pop(parked.launch_id, None)
-            self._gone.set()
-            self._fleet.give_up(parked.launch_id)
-            self._failed(parked.server, str(failure) or "the platform does not answer")
+            if not parked.dialled:  # or there is one after all
+                self._parked.pop(parked.launch_id, None)
+                self._gone.set()
+                self._fleet.give_up(parked.launch_id)
+                self._failed(parked.server, str(failure) or "the platform does not answer")
         else:
             parked.dyno_id = None if dyno is None else dyno.dyno_id
             if parked.live is not None:

@@ -377,6 +377,7 @@ class Agent:
 
     async def _listen(self, child: Child, face: Face) -> None:
         limit = self._endpoint.limits.message_bytes
+        understood = False
         async for lines in child.messages(limit):
             for line in lines:
                 if isinstance(line, Oversized):
@@ -387,6 +388,9 @@ class Agent:
                     continue
                 moves = face.from_child(line)
                 self._tell(moves)
+                if not understood and (moves.to_gateway or moves.to_child):
+                    understood = True
+                    self._send(Channel.EVENT, {"event": "spoke"})
                 for own in moves.to_child:
                     await child.slip(own)
             self._wake.set()

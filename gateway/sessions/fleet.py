@@ -42,6 +42,9 @@ LAST_S = 3.0
 PROMPT_S = 1.0
 """A dyno that was gone so soon ended when it was told to: a launcher looks at intervals."""
 
+LATE = ".late"
+"""Ends the name under which a dyno is paid for that came too late for its launch."""
+
 STOP_AGAIN_S: Final = (0.5, 2.0, 5.0, 15.0)
 """How long to wait before a stop that failed is tried again."""
 
@@ -300,7 +303,7 @@ class Fleet:
     ) -> float:
         """Return when a dyno that is gone has ended, as far as anybody can know."""
         now = self.now()
-        told = self._ends.get(launch_id, now)
+        told = self._ends.get(launch_id.removesuffix(LATE), now)
         if left is not None:
             return min(left, told)
         if dyno_id is None:

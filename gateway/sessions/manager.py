@@ -140,6 +140,7 @@ class Manager:
         self._started = time.monotonic()
         self._tasks = asyncio.TaskGroup()
         self._hands_over = terms.hand_over
+        self._drained_by: float | None = None
         desk = JoinDesk(secrets.token_urlsafe)
         rules = Rules(terms.url, terms.queue_length, terms.queue_timeout_s, terms.wall_clock)
         self.fleet = Fleet(launcher, desk, Ledger(terms.budgets), rules, self.emit)
@@ -568,7 +569,9 @@ class Manager:
 
     async def drain(self) -> None:
         """Take nothing new; hand every session over or end it, for a bounded time."""
-        deadline = time.monotonic() + DRAIN_S
+        if self._drained_by is None:
+            self._drained_by = time.monotonic() + DRAIN_S
+        deadline = self._drained_by
         self.directory.drain()
         self.pool.drain()
         await self.reconciler.hurry()

@@ -15,7 +15,7 @@ from gateway.errors import LaunchFailed, LinkLostError
 from gateway.launchers.base import Dyno, PlatformError
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos, End
-from gateway.sessions.fleet import Fleet
+from gateway.sessions.fleet import LATE, Fleet
 from gateway.sessions.ledger import Account, Bill
 from gateway.sessions.live import Live
 from gateway.sessions.pool import Pool
@@ -218,8 +218,9 @@ class Reconciler:
 
     def _opened(self, dyno: Dyno) -> str:
         """Pay for a stranger; what it was launched for has been paid already, and not this."""
-        late, fleet = f"{dyno.launch_id}.late", self._fleet
-        started = fleet.now() if dyno.created is None else dyno.created
+        late, fleet = dyno.launch_id + LATE, self._fleet
+        # The platform tells in whole seconds; the middle of the second is the best guess.
+        started = fleet.now() if dyno.created is None else dyno.created + 0.5
         account = Account(ORPHANS, "")
         fleet.book.open(late, account, dyno.usd_per_hour, "", started, started)
         return late
@@ -269,6 +270,7 @@ class Reconciler:
             self._has_owner(launch_id)
             or launch_id in self._stopping
             or self._fleet.book.knows(launch_id)
+            or self._fleet.book.knows(launch_id + LATE)
         )
 
     async def _told(self, live: Live, news: News) -> None:

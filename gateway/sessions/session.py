@@ -43,7 +43,7 @@ class Session(ABC, Generic[S]):
     Attributes:
         ending: set once the session cannot go on.
         active: last activity, monotonic seconds.
-        booted: the child has answered for the first time.
+        booted: the child has answered for the first time; or runs, if nothing is asked at first.
         chatter: what is told of its stderr, and of messages that went nowhere.
         contradicts: the child has said something else than the catalogue.
     """
@@ -229,12 +229,15 @@ class Session(ABC, Generic[S]):
             case "spawned":
                 self.active = now
                 self.record.move(Step.SPAWNED)
+                self._child_runs()
                 self._tell(
                     events.Ready,
                     pid=number(report, "pid"),
                     boot_s=self.record.boot_s(now),
                 )
                 return self.phase("the server starts")
+            case "spoke":
+                self._child_spoke()
             case "spawn_failed":
                 error = failures.not_started(report)
                 self.ending = Ending(Reason.BOOT_FAILED, error)
@@ -245,6 +248,12 @@ class Session(ABC, Generic[S]):
             case _:
                 self.chatter.drop("agent event", "of no known kind")
         return []
+
+    def _child_runs(self) -> None:
+        """The child was started."""
+
+    def _child_spoke(self) -> None:
+        """The child has said something that its face understands."""
 
     def _answer_too_big(self, report: dict[str, object], now: float) -> list[Delivery[S]]:
         """The bytes are gone and with them the id, so every running call is told the truth."""

@@ -106,6 +106,14 @@ class SharedSession(Session[S]):
         self._kept: dict[str | int, _Kept] = {}
         self._drawn = self._drawn_held = 0
 
+    def _child_runs(self) -> None:
+        """Without a handshake a child may be silent until its first call is done, and well."""
+        self.booted = self.booted or self.record.face == "plain"
+
+    def _child_spoke(self) -> None:
+        """What this was is its answer to the handshake that its face makes."""
+        self.booted = True
+
     @property
     def hydrating(self) -> bool:
         """Nothing is sent again for callers that have hung up."""

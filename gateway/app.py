@@ -19,6 +19,8 @@ from gateway.edge.legacy_sse import LegacySse
 from gateway.edge.modern_http import ModernHttp
 from gateway.edge.streamable_http import StreamableHttp
 from gateway.errors import GatewayError
+from gateway.fleet.ledger import Budgets
+from gateway.fleet.warmth import Caps
 from gateway.ops import health, logs
 from gateway.ops.admin import Admin
 from gateway.ops.metrics import Metrics
@@ -29,9 +31,7 @@ from gateway.rendezvous.bootstrap import Bootstrap
 from gateway.rendezvous.endpoint import Rendezvous
 from gateway.rendezvous.hooks import Hooks
 from gateway.sessions.catalogues import Catalogues
-from gateway.sessions.ledger import Budgets
 from gateway.sessions.manager import Manager, Terms
-from gateway.sessions.warmth import Caps
 from gateway.settings import Settings
 
 KEEP_ALIVE_S = 95.0

@@ -66,7 +66,7 @@ class Dyno:
             ended and nobody can know how, as its parent was another process.
         last_words: the end of its own log, for the operator, once it has exited.
         usd_per_hour: what it costs while it runs.
-        created: when the platform made it, seconds since 1970; None if that is not known.
+        created: when the platform made it, in whole seconds since 1970; None if that is not known.
         app: whose it is; None where there are no apps.
     """
 

@@ -20,7 +20,7 @@ from dyno_agent.link.frames import MAX_FRAME_BYTES
 from dyno_agent.link.handshake import PARKED
 from dyno_agent.link.limits import HANDSHAKE_S, JOURNAL_PAGES, PARKED_S
 from dyno_agent.link.resumption import JournalPage
-from gateway.sessions.credentials import TokenRefused, TokenReplayed
+from gateway.fleet.desk import TokenRefused, TokenReplayed
 from gateway.sessions.live import Live
 from gateway.sessions.manager import Manager
 from gateway.sessions.pool import Parked

@@ -29,10 +29,10 @@ from gateway.errors import (
     SessionEnded,
     UnsupportedRevision,
 )
+from gateway.fleet.ledger import GATEWAY
 from gateway.jsonrpc import error_of, notification, peek, request
 from gateway.patience import patience
 from gateway.registry.servers import Change, Registry, ServerDefinition
-from gateway.sessions.ledger import GATEWAY
 from gateway.sessions.live import Live, OwnedLive, SharedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dyno_agent.link import CloseCode
 from gateway import events
 from gateway.errors import GatewayError, LaunchFailed, NoRoom
+from gateway.fleet.fleet import Fleet, Wanted
+from gateway.fleet.ledger import GATEWAY, Account, Bill
+from gateway.fleet.line import LineFull, WaitedTooLong
 from gateway.launchers.base import AtCapacity, Dyno, LaunchError
 from gateway.sessions.endings import UNEXPECTED, boot_timeout
-from gateway.sessions.fleet import Fleet, Wanted
-from gateway.sessions.ledger import GATEWAY, Account, Bill
-from gateway.sessions.line import LineFull, WaitedTooLong
 from gateway.sessions.live import LADDER_S, Live
 from gateway.sessions.pool import Parked, Pool
 from gateway.sessions.record import Reason, Step

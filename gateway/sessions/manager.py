@@ -26,16 +26,18 @@ from gateway.errors import (
     UnknownServer,
     UnknownSession,
 )
+from gateway.fleet.desk import JoinDesk
+from gateway.fleet.fleet import Fleet, Rules
+from gateway.fleet.ledger import Budgets, Ledger
+from gateway.fleet.warmth import Caps
 from gateway.launchers.base import Launcher
 from gateway.patience import patience
 from gateway.registry.servers import Registry, ServerDefinition
-from gateway.sessions.credentials import JoinDesk, SessionKeys
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos
 from gateway.sessions.endings import overdue
-from gateway.sessions.fleet import Fleet, Rules
+from gateway.sessions.keys import SessionKeys
 from gateway.sessions.lease import Lease
-from gateway.sessions.ledger import Budgets, Ledger
 from gateway.sessions.live import Live, OwnedLive, SharedLive
 from gateway.sessions.overture import Overture
 from gateway.sessions.owned import OwnedSession
@@ -46,7 +48,6 @@ from gateway.sessions.record import Reason, SessionRecord, State, Step
 from gateway.sessions.sealing import BadSeal, Sealer
 from gateway.sessions.seals import Seal, Seals
 from gateway.sessions.shared import SharedSession
-from gateway.sessions.warmth import Caps
 
 TICK_S = 0.25
 """Period of the deadline loop: how late a limit may strike."""

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from gateway import events
 from gateway.errors import GatewayError
+from gateway.fleet import warmth
+from gateway.fleet.fleet import Fleet, Wanted
+from gateway.fleet.ledger import POOL, Account, Month
 from gateway.launchers.base import AtCapacity, LaunchError
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.registry.windows import count_at
-from gateway.sessions import warmth
-from gateway.sessions.fleet import Fleet, Wanted
-from gateway.sessions.ledger import POOL, Account, Month
 from gateway.sessions.live import Live
 
 REDIAL_S = 60.0

@@ -5,11 +5,11 @@ from typing import Protocol
 
 from dyno_agent.link import Hello, Welcome
 from gateway import events
+from gateway.fleet.desk import TokenRefused, proof_of
+from gateway.fleet.fleet import Fleet
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.sessions.capsule import PURPOSE, Capsule
-from gateway.sessions.credentials import TokenRefused, proof_of
 from gateway.sessions.directory import Directory
-from gateway.sessions.fleet import Fleet
 from gateway.sessions.live import Live, SharedLive
 from gateway.sessions.pool import Parked, Pool
 from gateway.sessions.record import State

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from gateway import events
 from gateway.errors import LaunchFailed, LinkLostError
+from gateway.fleet.fleet import LATE, Fleet
+from gateway.fleet.ledger import Account, Bill
 from gateway.launchers.base import Dyno, PlatformError
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos, End
-from gateway.sessions.fleet import LATE, Fleet
-from gateway.sessions.ledger import Account, Bill
 from gateway.sessions.live import Live
 from gateway.sessions.pool import Pool
 from gateway.sessions.record import Reason, State

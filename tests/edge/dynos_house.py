@@ -12,9 +12,10 @@ from websockets.exceptions import ConnectionClosed
 
 from dyno_agent.link.handshake import is_parked
 from gateway.deployment import Deployment, realm_of
+from gateway.fleet import line
 from gateway.registry.servers import ServerDefinition
 from gateway.rendezvous.archive import Archive
-from gateway.sessions import dynos, line, pool, reconciler
+from gateway.sessions import dynos, pool, reconciler
 from gateway.sessions import manager as sessions
 from gateway.sessions.manager import Terms
 from tests.fakes.house import BOUND, INITIALIZE, SECRET, Agent, House, eventually, opened, token_of

@@ -18,7 +18,7 @@ from gateway.eras.modern import (
     SUBSCRIPTION_KEY,
 )
 from gateway.registry.servers import ServerDefinition
-from gateway.sessions.credentials import SessionKeys
+from gateway.sessions.keys import SessionKeys
 from gateway.sessions.live import SharedLive
 from tests.fakes.house import BOUND, Agent, House, Stream, eventually
 

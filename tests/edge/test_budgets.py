@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import events
+from gateway.fleet import fleet
+from gateway.fleet.ledger import POOL, Budgets, Month
 from gateway.launchers.base import LaunchError
-from gateway.sessions import dynos, fleet
-from gateway.sessions.ledger import POOL, Budgets, Month
+from gateway.sessions import dynos
 from tests.edge.dynos_house import (
     NOW,
     Clock,

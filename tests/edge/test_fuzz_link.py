@@ -40,7 +40,7 @@ from gateway.rendezvous import endpoint as rendezvous
 from gateway.sessions import dynos
 from gateway.sessions import manager as managers
 from gateway.sessions.capsule import PURPOSE, Capsule
-from gateway.sessions.credentials import SessionKeys
+from gateway.sessions.keys import SessionKeys
 from gateway.sessions.live import Live
 from gateway.sessions.manager import Terms
 from gateway.sessions.owned import OwnedSession

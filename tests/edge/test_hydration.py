@@ -20,8 +20,8 @@ from dyno_agent.link import Channel, CloseCode
 from gateway import events
 from gateway.sessions import manager as sessions
 from gateway.sessions.capsule import PURPOSE, Capsule
-from gateway.sessions.credentials import SessionKeys
 from gateway.sessions.directory import Directory
+from gateway.sessions.keys import SessionKeys
 from gateway.sessions.manager import Manager
 from gateway.sessions.sealing import Sealer
 from tests.fakes.house import (

@@ -16,10 +16,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from dyno_agent.link import CloseCode, Welcome
 from dyno_agent.link.handshake import is_parked
 from gateway import events
+from gateway.fleet import line
+from gateway.fleet.warmth import PARK_S, Caps
 from gateway.launchers.base import Dyno, LaunchError, LaunchUnsettled
-from gateway.sessions import catalogues, line, pool
+from gateway.sessions import catalogues, pool
 from gateway.sessions.reconciler import News
-from gateway.sessions.warmth import PARK_S, Caps
 from tests.edge.dynos_house import (
     FOREVER,
     NOW,

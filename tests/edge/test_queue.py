@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import events
+from gateway.fleet import line
 from gateway.launchers.base import AtCapacity, LaunchError
-from gateway.sessions import catalogues, line
+from gateway.sessions import catalogues
 from tests.edge.dynos_house import (
     FOREVER,
     NOW,

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from gateway import events
+from gateway.fleet import fleet
 from gateway.launchers.base import Dyno, LaunchUnsettled, PlatformError
-from gateway.sessions import fleet, reconciler
+from gateway.sessions import reconciler
 from tests.edge.dynos_house import (
     FOREVER,
     NOW,
@@ -47,7 +48,7 @@ async def test_orphan_is_stopped_after_its_grace() -> None:
     launcher.runs(Dyno("app/1", ORPHAN))
     async with running(launcher, terms(clock, grace_s=0.05)) as (house, _):
         said = await happens(house, events.OrphanGone)
-        assert (said.launch, said.dyno, said.dyno_s) == (ORPHAN, "app/1", 50.0)
+        assert (said.launch, said.dyno, said.dyno_s) == (ORPHAN, "app/1", 49.5)
         assert said.usd == pytest.approx(0.05)
         assert launcher.stopped == ["app/1"]
 
@@ -132,9 +133,9 @@ async def test_dyno_that_comes_late_is_paid_for_and_no_bill_is_told_twice() -> N
         launcher.clock = lambda: clock.now - 7
         launcher.runs(Dyno("app/again", agent.launch_id))
         said = await happens(house, events.OrphanGone)
-        assert said.dyno_s == 7.0
+        assert said.dyno_s == 6.5
         (month,) = house.manager.fleet.book.report(clock.now)["months"]
-        assert month["dyno_s"] == 107.0
+        assert month["dyno_s"] == 106.5
 
 
 async def test_room_of_an_orphan_is_told_to_the_line_of_its_app() -> None:

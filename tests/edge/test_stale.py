@@ -25,7 +25,7 @@ from gateway.registry.servers import ServerDefinition
 from gateway.sessions import dynos
 from gateway.sessions import manager as sessions
 from gateway.sessions.catalogues import Catalogues
-from gateway.sessions.credentials import SessionKeys
+from gateway.sessions.keys import SessionKeys
 from gateway.sessions.manager import Terms
 from gateway.sessions.record import Reason
 from tests.fakes.house import (

@@ -37,7 +37,7 @@ from dyno_agent.retained import Retained
 from gateway import events
 from gateway.app import build
 from gateway.registry.servers import Registry, ServerDefinition
-from gateway.sessions.credentials import SessionKeys
+from gateway.sessions.keys import SessionKeys
 from gateway.sessions.live import OwnedLive
 from gateway.sessions.manager import Manager, Terms
 from gateway.settings import Settings

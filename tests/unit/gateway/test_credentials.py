@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.sessions.credentials import (
-    JoinDesk,
-    SessionKeys,
-    TokenRefused,
-    TokenReplayed,
-    proof_of,
-)
+from gateway.fleet.desk import JoinDesk, TokenRefused, TokenReplayed, proof_of
+from gateway.sessions.keys import SessionKeys
 
 SECRET = b"a secret of this deployment, long enough"
 EXPIRES = 100.0

@@ -9,12 +9,12 @@ import pytest
 
 from gateway import events
 from gateway.errors import BudgetSpent, QueueFull
+from gateway.fleet import fleet as fleets
+from gateway.fleet.desk import JoinDesk, TokenRefused
+from gateway.fleet.fleet import AGENT_PATIENCE_S, LIFETIME_SLACK_S, Fleet, Rules, Wanted
+from gateway.fleet.ledger import Account, Budgets, Ledger
 from gateway.launchers.base import Dyno, LaunchError, LaunchUnsettled, PlatformError
 from gateway.registry.servers import ServerDefinition
-from gateway.sessions import fleet as fleets
-from gateway.sessions.credentials import JoinDesk, TokenRefused
-from gateway.sessions.fleet import AGENT_PATIENCE_S, LIFETIME_SLACK_S, Fleet, Rules, Wanted
-from gateway.sessions.ledger import Account, Budgets, Ledger
 from tests.fakes.launchers import Scripted
 
 if TYPE_CHECKING:

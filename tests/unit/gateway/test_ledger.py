@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sessions.ledger import (
+from gateway.fleet.ledger import (
     BILLS_KEPT,
     GATEWAY,
     LINES_KEPT,

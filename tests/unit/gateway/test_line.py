@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.fleet import line as lines
+from gateway.fleet.line import Line, LineFull, WaitedTooLong
 from gateway.launchers.base import AtCapacity, LaunchError
-from gateway.sessions import line as lines
-from gateway.sessions.line import Line, LineFull, WaitedTooLong
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

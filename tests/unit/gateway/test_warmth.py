@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.sessions.warmth import (
+from gateway.fleet.warmth import (
     LONGEST_S,
     OVERLAP_S,
     PARK_S,

@@ -13,6 +13,10 @@ from typing import Final
 
 from gateway import events
 from gateway.errors import BudgetSpent, QueueFull
+from gateway.fleet import ledger
+from gateway.fleet.desk import JoinDesk
+from gateway.fleet.ledger import Account, Bill, Ledger
+from gateway.fleet.line import Line, LineFull
 from gateway.launchers.base import (
     Dyno,
     Launcher,
@@ -21,10 +25,6 @@ from gateway.launchers.base import (
     PlatformError,
 )
 from gateway.registry.servers import ServerDefinition
-from gateway.sessions import ledger
-from gateway.sessions.credentials import JoinDesk
-from gateway.sessions.ledger import Account, Bill, Ledger
-from gateway.sessions.line import Line, LineFull
 
 AGENT_PATIENCE_S = 5.0
 """How much longer than ours the agent's start deadline is: we say first that it was missed, and

@@ -15,7 +15,7 @@ A dyno counts against the caps from its order until it is gone or adopted, also 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gateway.sessions.ledger import HOUR_S, months
+from gateway.fleet.ledger import HOUR_S, months
 
 PARK_S = 1800.0
 """Age at which a parked dyno is replaced: its secrets and its release grow old, and what nobody

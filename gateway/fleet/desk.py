@@ -1,20 +1,14 @@
-"""Keys and tokens of sessions: mint, hash, burn. Pure but for chance, which is handed in.
+"""Join tokens and resume credentials of agents: mint, burn, recognise. Pure but for chance.
 
-The client's session key is `<random>.<mac>`: it proves by itself that this deployment issued it. A
-third part may carry how the session was opened, sealed.
-The agent's join token is good once; afterwards it proves itself with a secret it drew and never
-told. What is kept here are hashes only.
+A join token is good once; afterwards an agent proves itself with a secret it drew and never told.
+What is kept here are hashes only.
 """
 
 import hashlib
 import hmac
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-DORMANT = "~"
-"""Begins the keys of sessions without a dyno; `draw` never does."""
 
 _PROOF = re.compile(r"[0-9a-f]{64}")
 
@@ -24,68 +18,6 @@ Draw = Callable[[int], str]
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-class SessionKeys:
-    """Makes and recognises session keys.
-
-    Args:
-        secret: the deployment's GATEWAY_SECRET.
-        draw: source of chance.
-    """
-
-    def __init__(self, secret: bytes, draw: Draw) -> None:
-        self._secret = hmac.digest(secret, b"rendezvous session key v1", "sha256")
-        self._draw = draw
-
-    def mint(self, carried: str = "", *, dormant: bool = False) -> str:
-        """Return a new key: visible ASCII, 192 random bits, a 128-bit MAC, and what it carries.
-
-        Args:
-            carried: sealed facts.
-            dormant: its session has no dyno, and may not have got one when it is presented.
-        """
-        nonce = (DORMANT if dormant else "") + self._draw(24)
-        return f"{nonce}.{self._mac(nonce)}" + (f".{carried}" if carried else "")
-
-    def issued(self, key: str) -> bool:
-        """True when this deployment made the key, whether or not its session still lives."""
-        nonce, mac, _ = _three(key)
-        return key.isascii() and hmac.compare_digest(mac, self._mac(nonce))
-
-    def _mac(self, nonce: str) -> str:
-        return hmac.digest(self._secret, nonce.encode(), "sha256")[:16].hex()
-
-    @staticmethod
-    def may_be_dormant(key: str) -> bool:
-        """True for the key of a session that was opened without a dyno."""
-        return key.startswith(DORMANT)
-
-    @staticmethod
-    def carried(key: str) -> str:
-        """Return what a key carries, still sealed; empty if nothing."""
-        return _three(key)[2]
-
-    @staticmethod
-    def fingerprint(key: str) -> str:
-        """Return what stands for a key wherever the key itself must not lie: hex SHA-256."""
-        return _hash(key)
-
-    @staticmethod
-    def lease(server: str, principal: str, handle: str) -> str:
-        """Return the fingerprint of the session that these share: there is no key to it."""
-        return _hash(json.dumps(["lease", server, principal, handle]))
-
-    @staticmethod
-    def public_id(fingerprint: str) -> str:
-        """Return the name that logs and operators use for the session of this key."""
-        return f"s-{fingerprint[:12]}"
-
-
-def _three(key: str) -> tuple[str, str, str]:
-    nonce, _, rest = key.partition(".")
-    mac, _, carried = rest.partition(".")
-    return nonce, mac, carried
 
 
 class TokenRefused(Exception):

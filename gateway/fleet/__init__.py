@@ -1,0 +1,1 @@
+"""The dynos of this deployment: how they are got, told apart, ended and paid for."""

@@ -49,7 +49,7 @@ async def test_orphan_is_stopped_after_its_grace() -> None:
     async with running(launcher, terms(clock, grace_s=0.05)) as (house, _):
         said = await happens(house, events.OrphanGone)
         assert (said.launch, said.dyno, said.dyno_s) == (ORPHAN, "app/1", 49.5)
-        assert said.usd == pytest.approx(0.05)
+        assert said.usd == pytest.approx(0.0495)
         assert launcher.stopped == ["app/1"]
 
 

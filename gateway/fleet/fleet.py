@@ -162,7 +162,7 @@ class Fleet:
         self,
         server: ServerDefinition,
         principal: str,
-        latest_s: float,
+        longest_s: float,
         adopting: str | None = None,
     ) -> None:
         """Make sure that a dyno may be asked for, or a parked one be had.
@@ -170,7 +170,7 @@ class Fleet:
         Args:
             server: what it is for.
             principal: who pays.
-            latest_s: for how long, at most.
+            longest_s: for how long, at most, from its launch on.
             adopting: launch id of the parked one.
 
         Raises:
@@ -178,7 +178,6 @@ class Fleet:
             BudgetSpent: it could cost more than is left.
         """
         try:
-            longest_s = latest_s
             if adopting is None:
                 self.line(server.app).check()
                 longest_s += self._rules.queue_timeout_s
@@ -191,11 +190,11 @@ class Fleet:
             raise BudgetSpent(str(spent), retry_after_s=max(1, round(wait_s))) from None
 
     def reserve(
-        self, launch_id: str, server: ServerDefinition, account: Account, latest_s: float
+        self, launch_id: str, server: ServerDefinition, account: Account, longest_s: float
     ) -> None:
         """Count a dyno as had, before anything is awaited: the next one finds less left."""
         now, size = self.now(), server.size or ""
-        latest_end = now + self._rules.queue_timeout_s + latest_s
+        latest_end = now + self._rules.queue_timeout_s + longest_s
         self.book.open(launch_id, account, self.price(server), size, now, latest_end)
 
     def invite(self, wanted: Wanted) -> dict[str, str]:

@@ -126,13 +126,13 @@ class Pool:
         """Expect a dyno that an operator starts: return its launch id and its environment."""
         now = self._fleet.now()
         launch_id = secrets.token_hex(12)
-        latest_s = INVITATION_S + warmth.PARK_S
+        longest_s = INVITATION_S + warmth.PARK_S
         parked = Parked(
-            launch_id, server, now, now + latest_s, time.monotonic(), INVITATION_S, ours=False
+            launch_id, server, now, now + longest_s, time.monotonic(), INVITATION_S, ours=False
         )
         parked.launched.set()
         self._parked[launch_id] = parked
-        wanted = Wanted(launch_id, launch_id, server, INVITATION_S, latest_s)
+        wanted = Wanted(launch_id, launch_id, server, INVITATION_S, longest_s)
         return launch_id, self._fleet.invite(wanted)
 
     # Agents
@@ -278,8 +278,8 @@ class Pool:
 
     def _reserve(self, parked: Parked) -> None:
         server = parked.server
-        latest_s = parked.latest_end - self._fleet.now()
-        self._fleet.reserve(parked.launch_id, server, Account(POOL, server.name), latest_s)
+        longest_s = parked.latest_end - self._fleet.now()
+        self._fleet.reserve(parked.launch_id, server, Account(POOL, server.name), longest_s)
 
     async def _launch(self, parked: Parked, wanted: Wanted) -> None:
         try:

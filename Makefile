@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku conformance soak lint format clean
+.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku heroku-cli conformance soak lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ proof-link: $(READY)  ## Break the link and kill the gateway under load; count w
 
 proof-heroku: $(READY)  ## 200 sessions on a faulty platform, ten silent minutes behind its router (15 min)
 	$(BIN)/python -m tests.proof.heroku
+
+heroku-cli: $(READY)  ## The vendor's own command line and MCP server against the emulator (450 MB from npm)
+	HEROKU_CLI_TESTS=1 $(BIN)/python -m pytest -q tests/system/test_heroku_cli.py tests/system/test_heroku_vendor.py
 
 conformance: $(READY)  ## Run the official MCP conformance suite through the gateway, every revision
 	$(BIN)/python -m tests.proof.conformance

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import inspect
@@ -28,6 +27,8 @@ import aiohttp
 import psutil
 import pytest
 import pytest_asyncio
+
+from tests.system.npm import install
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -67,9 +68,6 @@ LOG_TAIL = 64 * 1024
 PLAIN = {"era": "legacy", "catalogue": False}
 """Servers without throw-away runs, whose every session asks for its dyno at once: every process,
 folder and log line is one that the test has caused itself."""
-
-INSTALL_BOUND = 240.0
-"""Seconds for `npm install` of a hundred small packages from an empty cache."""
 
 RUNNING = pytest.StashKey[list["GatewayProcess"]]()
 
@@ -445,29 +443,4 @@ def node() -> Path:
 @pytest.fixture(scope="session")
 def node_modules(node: Path) -> Path:
     """tests/system/node/node_modules, installed once per content of package.json; never skipped."""
-    manifest = NODE_PROJECT / "package.json"
-    modules = NODE_PROJECT / "node_modules"
-    stamp = modules / ".installed-from"
-    with manifest.open("rb") as lock:  # the lock is on the open file: workers wait for each other
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = hashlib.sha256(lock.read()).hexdigest()
-        if not stamp.is_file() or stamp.read_text(encoding="utf-8") != wanted:
-            _npm_install(node)
-            stamp.write_text(wanted, encoding="utf-8")
-    return modules
-
-
-def _npm_install(node: Path) -> None:
-    npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    flags = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-    installed = subprocess.run(
-        [node, npm, "install", *flags],
-        cwd=NODE_PROJECT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=INSTALL_BOUND,
-        check=False,
-    )
-    assert installed.returncode == 0, f"npm install failed:\n{installed.stdout}"
+    return install(node, NODE_PROJECT)

@@ -1,129 +1,29 @@
 """The vendor's own command line against the emulator: an oracle that nobody here wrote.
 
-It is 394 MB from npm, in a project of its own (tests/heroku_emulator/node). It is installed when
-HEROKU_CLI_TESTS=1 is set, and stays; without, these tests run where it is there already.
+See `heroku_cli` for when these tests run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
 import json
-import os
 import re
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.heroku_emulator import AppSpec, Emulator, Options, ProcessSpec
+from tests.system.heroku_cli import COMMAND_BOUND, Cli, installed, marks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from tests.heroku_emulator import Dyno
 
-PROJECT = Path(__file__).resolve().parents[1] / "heroku_emulator" / "node"
-MANIFEST = PROJECT / "package.json"
-STAMP = PROJECT / "node_modules" / ".installed-from"
+__all__ = ["installed"]  # a fixture
 
-INSTALL_BOUND = 240.0
-"""Seconds for 696 packages; measured: 33 to 53, the latter from an empty cache."""
-
-COMMAND_BOUND = 60.0
-"""Seconds for one command line: 1 s alone, more on a busy machine."""
-
-
-def wanted() -> str:
-    return hashlib.sha256(MANIFEST.read_bytes()).hexdigest()
-
-
-def is_installed() -> bool:
-    return STAMP.is_file() and STAMP.read_text(encoding="utf-8") == wanted()
-
-
-pytestmark = [
-    pytest.mark.timeout(300),  # the first test may have to wait for `npm install`
-    pytest.mark.xdist_group("heroku_cli"),  # that wait is one worker's
-    pytest.mark.skipif(
-        not is_installed() and os.environ.get("HEROKU_CLI_TESTS") != "1",
-        reason="the Heroku CLI (394 MB) is not installed; HEROKU_CLI_TESTS=1 installs it",
-    ),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What a command line printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-class Cli:
-    """`heroku`, as an operator of the emulated account has it."""
-
-    def __init__(self, node: Path, home: Path, heroku: Emulator) -> None:
-        self._node = node
-        self._heroku = heroku
-        self._env = {
-            "HOME": str(home),
-            "PATH": f"{node.parent}:{os.environ['PATH']}",
-            "HEROKU_HOST": heroku.url,
-            "HEROKU_API_KEY": heroku.api_key,
-            "HEROKU_SKIP_NEW_VERSION_CHECK": "true",
-            "DISABLE_TELEMETRY": "true",
-        }
-
-    async def start(self, *words: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            self._node,
-            PROJECT / "node_modules" / "heroku" / "bin" / "run.js",
-            *words,
-            env=self._env,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-
-    async def __call__(self, *words: str) -> Said:
-        process = await self.start(*words)
-        try:
-            async with asyncio.timeout(COMMAND_BOUND):
-                out, err = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        said = Said(process.returncode or 0, out.decode(), err.decode())
-        assert self._heroku.violations == [], said
-        return said
-
-
-@pytest.fixture(scope="module")
-def installed(node: Path) -> None:
-    npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    flags = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-    with MANIFEST.open("rb") as lock:  # the lock is on the open file: workers wait for each other
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_installed():
-            return
-        done = subprocess.run(
-            [node, npm, "install", *flags],
-            cwd=PROJECT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=INSTALL_BOUND,
-            check=False,
-        )
-        assert done.returncode == 0, f"npm install failed:\n{done.stdout}"
-        STAMP.write_text(wanted(), encoding="utf-8")
+pytestmark = marks
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 """The vendor's own programs on the Heroku path: its MCP server in a dyno, its command line by hand.
 
 Both are what npm has, unmodified. The server (54 MB) needs the command line (394 MB): these tests
-run where that is installed, or with HEROKU_CLI_TESTS=1, which installs it.
+run where that is installed, or with `make heroku-cli`, which installs it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import secrets
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,16 +16,19 @@ import psutil
 import pytest
 
 from tests.heroku_emulator import AppSpec
-from tests.system.conftest import INSTALL_BOUND, PLAIN, is_alive
+from tests.system.conftest import PLAIN, is_alive
 from tests.system.heroku import PATH, PUPPET, Site, deployed
+from tests.system.heroku_cli import COMMAND_BOUND, PROJECT, Cli, installed, marks
+from tests.system.npm import install
 from tests.system.python_sdk import connected, text_of
-from tests.system.test_heroku_cli import COMMAND_BOUND, PROJECT, Cli, installed, pytestmark
 from tests.system.test_heroku_path import adopted, printed_line
 
 if TYPE_CHECKING:
     from tests.system.conftest import GatewayProcess
 
-__all__ = ["installed", "pytestmark"]  # a fixture, and when to skip
+__all__ = ["installed"]  # a fixture
+
+pytestmark = marks
 
 VENDOR = Path(__file__).resolve().parent / "node_heroku"
 SERVER = VENDOR / "node_modules" / "@heroku" / "mcp-server" / "bin" / "heroku-mcp-server.mjs"
@@ -51,26 +51,7 @@ its present versions. Without that the server starts it again and again, and ans
 @pytest.fixture(scope="module")
 def server(node: Path) -> None:
     """Install the vendor's server."""
-    npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    flags = ["--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts"]
-    manifest, stamp = VENDOR / "package.json", VENDOR / "node_modules" / ".installed-from"
-    with manifest.open("rb") as lock:  # the lock is on the open file: workers wait for each other
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = hashlib.sha256(lock.read()).hexdigest()
-        if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
-            return
-        done = subprocess.run(
-            [node, npm, "install", *flags],
-            cwd=VENDOR,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=INSTALL_BOUND,
-            check=False,
-        )
-        assert done.returncode == 0, f"npm install failed:\n{done.stdout}"
-        stamp.write_text(wanted, encoding="utf-8")
+    install(node, VENDOR)
 
 
 @pytest.fixture

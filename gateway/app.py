@@ -279,8 +279,9 @@ async def serve(
             log.warning("redis_url_unused", why="one process serves; its state is in memory")
         await stopping.wait()
         log.info("draining", sessions=manager.sessions)
-        await site.stop()
+        # Still listening: who comes is told to come again, and the platform's news are heard.
         await manager.drain()
+        await site.stop()
     finally:
         await runner.cleanup()
         await platform.aclose()

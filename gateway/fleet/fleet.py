@@ -297,6 +297,11 @@ class Fleet:
             launch_id, self._end_of(launch_id, found, asked, left if not ran else None)
         )
 
+    def settle(self, launch_id: str) -> Bill | None:
+        """Pay for a dyno until now, or until the platform told its end: who knows it leaves."""
+        now = self.now()
+        return self.book.close(launch_id, self._ends.get(launch_id, now))
+
     def _end_of(
         self, launch_id: str, dyno_id: str | None, asked: float, left: float | None
     ) -> float:

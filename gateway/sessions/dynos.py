@@ -17,7 +17,7 @@ from gateway.launchers.base import AtCapacity, Dyno, LaunchError
 from gateway.sessions.endings import UNEXPECTED, boot_timeout
 from gateway.sessions.live import LADDER_S, Live
 from gateway.sessions.pool import Parked, Pool
-from gateway.sessions.record import Reason, Step
+from gateway.sessions.record import Reason, State, Step
 
 LEAVE_S = LADDER_S + 3.0
 """How long an agent may take to end its child and go before its dyno is stopped from outside."""
@@ -168,7 +168,7 @@ class Dynos:
         except (LineFull, WaitedTooLong) as failure:
             self._failed(live, Reason.NO_ROOM, NoRoom(f"{failure}; try again later"))
         except TimeoutError:
-            if not live.attached:
+            if record.state is State.LAUNCHING:
                 self._end(live, Reason.BOOT_TIMEOUT, boot_timeout(live))
         else:
             if record.launch_id != wanted.launch_id:
@@ -213,8 +213,8 @@ class Dynos:
         return await attempt()
 
     def _failed(self, live: Live, reason: Reason, error: GatewayError) -> None:
-        """There is no dyno, and there will be none; unless its agent is here, that is."""
-        if live.attached:
+        """There is no dyno, and there will be none; unless its agent has been here, that is."""
+        if live.record.state not in (State.LAUNCHING, State.CLOSING):
             return
         self._fleet.give_up(live.record.launch_id)
         live.record.launch_id = ""
@@ -236,7 +236,18 @@ class Dynos:
 
     async def _close(self, live: Live, reason: Reason, error: GatewayError) -> None:
         record = live.record
-        bill = await self._give_back(live) if record.launch_id else None
+        bill = None
+        try:
+            bill = await self._give_back(live) if record.launch_id else None
+        except asyncio.CancelledError:
+            # This process leaves, and the platform has not said that the dyno is gone.
+            bill = self._fleet.settle(record.launch_id)
+            raise
+        finally:
+            self._closed(live, reason, error, bill)
+
+    def _closed(self, live: Live, reason: Reason, error: GatewayError, bill: Bill | None) -> None:
+        record = live.record
         record.move(Step.GONE)
         self._closing.pop(live, None)
         seconds = time.monotonic() - record.created

@@ -8,7 +8,7 @@ import pytest
 
 from gateway import events
 from gateway.fleet import fleet
-from gateway.launchers.base import Dyno, LaunchUnsettled, PlatformError
+from gateway.launchers.base import Dyno, LaunchOrder, LaunchUnsettled, PlatformError
 from gateway.sessions import reconciler
 from tests.edge.dynos_house import (
     FOREVER,
@@ -25,7 +25,7 @@ from tests.edge.dynos_house import (
     running,
     terms,
 )
-from tests.fakes.house import INITIALIZE, eventually, opened, refusal
+from tests.fakes.house import BOUND, INITIALIZE, eventually, opened, refusal
 from tests.fakes.launchers import Scripted
 
 ORPHAN = "0123456789abcdef01234567"
@@ -318,6 +318,33 @@ async def test_unsettled_launch_that_never_dials_times_out_and_is_stopped_when_i
         launcher.runs(Dyno("app/late", made.launch_id))
         assert (await happens(house, events.OrphanGone)).dyno == "app/late"
         assert launcher.tried == 1
+
+
+class Unanswering(Scripted):
+    """Makes dynos, and does not say so."""
+
+    async def launch(self, order: LaunchOrder) -> Dyno:
+        await super().launch(order)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_create_that_is_not_answered_in_time_ends_no_session_that_works(
+    handed_over: bool,
+) -> None:
+    launcher, patient = Unanswering(), definition(boot_timeout=0.5)
+    async with running(launcher, terms(hand_over=handed_over), patient) as (house, _):
+        agent, session = await booted(house, launcher)
+        (live,) = house.manager.directory
+        if handed_over:
+            await house.manager.drain()
+            assert live.handed_over
+        async with asyncio.timeout(BOUND):
+            await live.launched.wait()  # the platform was given up
+        if not handed_over:
+            await house.works(agent, session)
+        assert (heard(house, events.Closing), launcher.stopped) == ([], [])
 
 
 # The end of a session

@@ -279,9 +279,8 @@ async def serve(
             log.warning("redis_url_unused", why="one process serves; its state is in memory")
         await stopping.wait()
         log.info("draining", sessions=manager.sessions)
-        # Still listening: who comes is told to come again, and the platform's news are heard.
+        await site.stop()  # first, as the next process may want the port
         await manager.drain()
-        await site.stop()
     finally:
         await runner.cleanup()
         await platform.aclose()

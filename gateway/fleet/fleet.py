@@ -39,9 +39,6 @@ STOP_S = 45.0
 LAST_S = 3.0
 """The same for dynos that are left when the gateway goes."""
 
-PROMPT_S = 1.0
-"""A dyno that was gone so soon ended when it was told to: a launcher looks at intervals."""
-
 LATE = ".late"
 """Ends the name under which a dyno is paid for that came too late for its launch."""
 
@@ -119,6 +116,7 @@ class Fleet:
         self._lines: dict[str | None, Line] = {}
         self._disowned: dict[str, None] = {}
         self._ends: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
         self.book = book
 
     @property
@@ -277,12 +275,14 @@ class Fleet:
         Returns:
             What it has cost its last account; None if nothing was ever reserved for it.
         """
-        found, ran, asked = dyno_id, True, self.now()
+        found, age_s = dyno_id, None
+        asked = self._asked.setdefault(launch_id, self.now())
         for attempt in itertools.count():
             try:
                 async with asyncio.timeout(STOP_S):
                     found = found or await self._dyno_of(launch_id)
-                    ran = found is not None and await self._launcher.stop(found)
+                    if found is not None:
+                        age_s = await self._launcher.stop(found)
                 break
             except (PlatformError, TimeoutError) as error:
                 why = str(error) or f"no answer within {STOP_S:.0f} s"
@@ -293,26 +293,19 @@ class Fleet:
                 )
             await asyncio.sleep(STOP_AGAIN_S[min(attempt, len(STOP_AGAIN_S) - 1)])
         self.line(app).freed()
-        return self.book.close(
-            launch_id, self._end_of(launch_id, found, asked, left if not ran else None)
-        )
+        self._asked.pop(launch_id, None)
+        ended = 0.0 if found is None else asked  # for all that anybody knows
+        if age_s is not None:
+            ended = self.now() - age_s
+        elif left is not None:
+            ended = left
+        told = self._ends.get(launch_id.removesuffix(LATE), ended)
+        return self.book.close(launch_id, min(ended, told))
 
     def settle(self, launch_id: str) -> Bill | None:
-        """Pay for a dyno until now, or until the platform told its end: who knows it leaves."""
-        now = self.now()
-        return self.book.close(launch_id, self._ends.get(launch_id, now))
-
-    def _end_of(
-        self, launch_id: str, dyno_id: str | None, asked: float, left: float | None
-    ) -> float:
-        """Return when a dyno that is gone has ended, as far as anybody can know."""
-        now = self.now()
-        told = self._ends.get(launch_id.removesuffix(LATE), now)
-        if left is not None:
-            return min(left, told)
-        if dyno_id is None:
-            return 0.0  # there was none
-        return min(asked if now - asked < PROMPT_S else now, told)
+        """Pay for a dyno whose end the platform did not tell: until it was asked to stop it."""
+        asked = self._asked.pop(launch_id, self.now())
+        return self.book.close(launch_id, self._ends.get(launch_id, asked))
 
     async def _dyno_of(self, launch_id: str) -> str | None:
         """Return the launcher's name of a dyno whose launch was answered to nobody here."""

@@ -105,14 +105,14 @@ class Launcher(Protocol):
         """Return what a dyno of this size costs; None is the launcher's default size."""
         ...
 
-    async def stop(self, dyno_id: str) -> bool:
+    async def stop(self, dyno_id: str) -> float | None:
         """Make sure the dyno is gone, whichever process of this deployment launched it.
 
         Called at the end of every session. Unknown ids are fine, and so are two calls at once. A
         dyno that could not be ended stays in the list.
 
         Returns:
-            Whether it still ran.
+            How many seconds ago it was last seen to run; None if it was gone already.
 
         Raises:
             PlatformError: it may still run; call again.

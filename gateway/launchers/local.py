@@ -226,15 +226,15 @@ class LocalLauncher:
         """Nothing: this machine runs anyway. See `Launcher.usd_per_hour`."""
         return 0.0
 
-    async def stop(self, dyno_id: str) -> bool:
+    async def stop(self, dyno_id: str) -> float | None:
         """End the agent, which ends its child; remove the home. See `Launcher.stop`."""
         launch_id = dyno_id.removeprefix(_PREFIX)
         if _PREFIX + launch_id != dyno_id or not _NAME.fullmatch(launch_id):
-            return False
+            return None
         known = self._known.get(launch_id)
         if known is None:
             if not self._trusted():
-                return False
+                return None
             try:
                 known = _Known(launch_id, self._recorded(launch_id), ours=False)
             except OSError as error:
@@ -243,7 +243,7 @@ class LocalLauncher:
         if not await known.end():
             raise PlatformError(f"process {known.process} outlives SIGKILL")
         await self._forget(launch_id)
-        return ran
+        return 0.0 if ran else None
 
     async def _forget(self, launch_id: str) -> None:
         self._known.pop(launch_id, None)

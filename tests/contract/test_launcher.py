@@ -133,7 +133,7 @@ async def test_a_stopped_dyno_runs_no_more_and_is_not_listed(deployment: Deploym
     launcher = deployment.launcher()
     dyno = await launcher.launch(order())
     await agent_runs()
-    assert await launcher.stop(dyno.dyno_id) is True
+    assert await launcher.stop(dyno.dyno_id) is not None
     assert agents() == []
     await listed(launcher, lambda dynos: not dynos)
 
@@ -160,7 +160,7 @@ async def test_two_stops_at_once_are_one(deployment: Deployment) -> None:
 )
 async def test_a_dyno_that_is_not_known_is_gone(deployment: Deployment, dyno_id: str) -> None:
     async with asyncio.timeout(WAIT_S):
-        assert await deployment.launcher().stop(dyno_id) is False
+        assert await deployment.launcher().stop(dyno_id) is None
 
 
 async def test_a_dyno_outlives_its_launcher_and_the_next_one_finds_and_stops_it(
@@ -191,7 +191,7 @@ async def test_a_dyno_that_died_is_not_listed_as_running(deployment: Deployment)
     dyno = await launcher.launch(order())
     (await agent_runs()).kill()
     await listed(launcher, lambda dynos: all(dyno.exit_status is not None for dyno in dynos))
-    assert await launcher.stop(dyno.dyno_id) is False
+    assert await launcher.stop(dyno.dyno_id) is None
     await listed(launcher, lambda dynos: not dynos)
 
 

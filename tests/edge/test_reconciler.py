@@ -67,7 +67,7 @@ async def test_orphan_is_stopped_once_though_its_stop_takes_long() -> None:
     launcher.runs(Dyno("app/1", ORPHAN))
     stops, go, stop = 0, asyncio.Event(), launcher.stop
 
-    async def slow(dyno_id: str) -> bool:
+    async def slow(dyno_id: str) -> float | None:
         nonlocal stops
         stops += 1
         await go.wait()
@@ -388,7 +388,7 @@ async def test_stop_that_does_not_answer_is_tried_again(monkeypatch: pytest.Monk
     monkeypatch.setattr(fleet, "STOP_S", 0.02)
     launcher, stop, calls = Scripted(), Scripted.stop, 0
 
-    async def hangs_once(dyno_id: str) -> bool:
+    async def hangs_once(dyno_id: str) -> float | None:
         nonlocal calls
         calls += 1
         if calls == 1:

@@ -35,10 +35,10 @@ class RecordingLauncher:
         """Nothing: this machine runs anyway. See `Launcher.usd_per_hour`."""
         return 0.0
 
-    async def stop(self, dyno_id: str) -> bool:
+    async def stop(self, dyno_id: str) -> float | None:
         """Record the stop. See `Launcher.stop`."""
         self.stopped.append(dyno_id)
-        return True
+        return 0.0
 
     async def list(self) -> Sequence[Dyno]:
         """Nothing ever ends by itself. See `Launcher.list`."""
@@ -101,7 +101,7 @@ class Scripted(RecordingLauncher):
         """The same for all. See `Launcher.usd_per_hour`."""
         return self.price
 
-    async def stop(self, dyno_id: str) -> bool:
+    async def stop(self, dyno_id: str) -> float | None:
         """Let one run no more. See `Launcher.stop`."""
         if self.stop_failures:
             raise self.stop_failures.popleft()
@@ -109,7 +109,7 @@ class Scripted(RecordingLauncher):
         found = [each for each in self.running.values() if each.dyno_id == dyno_id]
         for dyno in found:
             del self.running[dyno.launch_id]
-        return any(dyno.exit_status is None for dyno in found)
+        return 0.0 if any(dyno.exit_status is None for dyno in found) else None
 
     async def list(self) -> Sequence[Dyno]:
         """What runs. See `Launcher.list`."""

@@ -129,12 +129,12 @@ class CrowdLauncher:
         """Nothing. See `Launcher.usd_per_hour`."""
         return 0.0
 
-    async def stop(self, dyno_id: str) -> bool:
+    async def stop(self, dyno_id: str) -> float | None:
         """Let the crowd end the agent. See `Launcher.stop`."""
         if self.dynos.pop(dyno_id, None) is None:
-            return False
+            return None
         await self.tell(stop=dyno_id)
-        return True
+        return 0.0
 
     async def list(self) -> Sequence[Dyno]:
         """Return all that were not stopped. See `Launcher.list`."""

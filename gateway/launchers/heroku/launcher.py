@@ -228,7 +228,7 @@ class HerokuLauncher:
             self._keep(self._prices.learn(), "learn the prices")
         return self._prices.usd_per_hour(size or self._default_size)
 
-    async def stop(self, dyno_id: str) -> bool:
+    async def stop(self, dyno_id: str) -> float | None:
         """Have the dyno ended and wait until it has. See `Launcher.stop`.
 
         Takes up to 40 s: the platform gives a dyno 30 s between SIGTERM and SIGKILL. It is looked
@@ -236,7 +236,7 @@ class HerokuLauncher:
         """
         named = _DYNO_ID.fullmatch(dyno_id)
         if named is None:
-            return False
+            return None
         app, platform_id = named.groups()
         patience = self._platform.patience
         try:
@@ -247,24 +247,28 @@ class HerokuLauncher:
                 f"a dyno of {app} was not seen to end within {patience.gone_s:.0f} s"
             ) from None
 
-    async def _stop(self, dyno_id: str, app: str, platform_id: str) -> bool:
+    async def _stop(self, dyno_id: str, app: str, platform_id: str) -> float | None:
         pause_s = self._platform.patience.look_s
-        ran = told = hidden = False
+        clock = asyncio.get_running_loop().time
+        seen: float | None = None  # to run
+        told = hidden = False
         while True:
+            looked = clock()
             try:
                 if (await self._platform.dyno(app, platform_id)).ended:
-                    return ran
-                ran = True
+                    return None if seen is None else clock() - seen
+                seen = looked
                 self._unseen.pop(dyno_id, None)
             except NotFound:
                 young = hidden or self._may_appear(dyno_id)
                 hidden = young and told and await self._listed(dyno_id, app)
                 if not young or (told and not hidden):
-                    return ran
+                    return None if seen is None else clock() - seen
             if not told:
+                looked = clock()
                 with contextlib.suppress(NotFound):  # the next look says what that means
                     await self._platform.stop_dyno(app, platform_id)
-                    ran = told = True
+                    seen, told = looked, True
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_LOOK_S)
 

@@ -214,7 +214,7 @@ async def test_slow_stop_is_paid_for() -> None:
     deck = Deck()
     dyno = await deck.launch(deck.reserve())
 
-    async def slow(dyno_id: str) -> bool:
+    async def slow(dyno_id: str) -> float | None:
         deck.clock.now += 30
         return await Scripted.stop(deck.launcher, dyno_id)
 
@@ -222,6 +222,44 @@ async def test_slow_stop_is_paid_for() -> None:
     bill = await deck.fleet.stop("l1", dyno.dyno_id, "a")
     assert bill is not None
     assert bill.dyno_s == 30.0
+
+
+async def test_dyno_is_paid_for_until_it_was_last_seen_to_run() -> None:
+    deck = Deck()
+    dyno = await deck.launch(deck.reserve())
+
+    async def unanswered(dyno_id: str) -> float | None:
+        assert dyno_id
+        deck.clock.now += 30
+        return 20.0
+
+    deck.launcher.stop = unanswered  # type: ignore[method-assign]
+    bill = await deck.fleet.stop("l1", dyno.dyno_id, "a")
+    assert bill is not None
+    assert bill.dyno_s == 10.0
+
+
+async def test_who_leaves_pays_until_it_asked_for_the_stop() -> None:
+    deck = Deck()
+    dyno = await deck.launch(deck.reserve())
+    deck.clock.now += 5
+    hung = asyncio.Event()
+
+    async def hangs(dyno_id: str) -> float | None:
+        assert dyno_id
+        hung.set()
+        await asyncio.Event().wait()
+        return None
+
+    deck.launcher.stop = hangs  # type: ignore[method-assign]
+    async with asyncio.timeout(BOUND), asyncio.TaskGroup() as tasks:
+        stopping = tasks.create_task(deck.fleet.stop("l1", dyno.dyno_id, "a"))
+        await hung.wait()
+        deck.clock.now += 20
+        stopping.cancel()
+    bill = deck.fleet.settle("l1")
+    assert bill is not None
+    assert bill.dyno_s == 5.0
 
 
 async def test_platforms_word_of_an_end_bounds_the_bill() -> None:
@@ -262,7 +300,7 @@ async def test_end_of_the_gateway_does_not_wait_for_ever(monkeypatch: pytest.Mon
     monkeypatch.setattr(fleets, "STOP_S", 0.01)
     deck = Deck()
 
-    async def hangs(_dyno_id: str) -> bool:
+    async def hangs(dyno_id: str) -> bool:
         await asyncio.Event().wait()
         return True
 

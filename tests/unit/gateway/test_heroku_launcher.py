@@ -426,14 +426,14 @@ async def test_a_dyno_that_the_platform_calls_ended_is_gone(
 ) -> None:
     scripted.answers(UP, Answer({}, 202), UP, Answer({"id": DYNO_ID, "state": state}))
     async with asyncio.timeout(WAIT_S), on(scripted.url) as launcher:
-        assert await launcher.stop(f"runner/{DYNO_ID}") is True
+        assert await launcher.stop(f"runner/{DYNO_ID}") is not None
     assert [got.method for got in scripted.got] == ["GET", "POST", "GET", "GET"]
 
 
 async def test_a_dyno_that_had_ended_before_is_not_told_to_stop(scripted: FakePlatform) -> None:
     scripted.answers(Answer({"id": DYNO_ID, "state": "crashed"}))
     async with asyncio.timeout(WAIT_S), on(scripted.url) as launcher:
-        assert await launcher.stop(f"runner/{DYNO_ID}") is False
+        assert await launcher.stop(f"runner/{DYNO_ID}") is None
     assert [got.method for got in scripted.got] == ["GET"]
 
 
@@ -442,7 +442,7 @@ async def test_a_dyno_whose_stop_was_not_answered_is_known_to_have_run(
 ) -> None:
     dyno = await launcher.launch(order())
     heroku.faults.push("stop", "reset-after")
-    assert await launcher.stop(dyno.dyno_id) is True
+    assert await launcher.stop(dyno.dyno_id) is not None
     assert heroku.dynos_left() == []
 
 
@@ -456,7 +456,7 @@ async def test_another_process_of_the_deployment_can_stop_it(
 
 
 async def test_an_unknown_dyno_is_gone(heroku: Emulator, launcher: HerokuLauncher) -> None:
-    assert await launcher.stop(f"runner/{DYNO_ID}") is False
+    assert await launcher.stop(f"runner/{DYNO_ID}") is None
     assert [seen.operation for seen in heroku.requests] == ["info"]
 
 
@@ -483,7 +483,7 @@ async def test_a_dyno_that_the_platform_does_not_show_yet_is_stopped_all_the_sam
     async with asyncio.timeout(WAIT_S), on(scripted.url) as launcher:
         launcher._prices._next = None
         dyno = await launcher.launch(order())
-        assert await launcher.stop(dyno.dyno_id) is True
+        assert await launcher.stop(dyno.dyno_id) is not None
     assert len(scripted.got) == 3 + len(later)
 
 
@@ -495,7 +495,7 @@ async def test_a_dyno_that_never_appears_is_not_waited_for_for_long(
     async with asyncio.timeout(WAIT_S), on(scripted.url, patience=brief) as launcher:
         launcher._prices._next = None
         dyno = await launcher.launch(order())
-        assert await launcher.stop(dyno.dyno_id) is False
+        assert await launcher.stop(dyno.dyno_id) is None
 
 
 async def test_a_dyno_that_was_listed_before_is_gone_when_the_platform_knows_it_no_more(
@@ -506,7 +506,7 @@ async def test_a_dyno_that_was_listed_before_is_gone_when_the_platform_knows_it_
         launcher._prices._next = None
         dyno = await launcher.launch(order())
         await launcher.list()
-        assert await launcher.stop(dyno.dyno_id) is False
+        assert await launcher.stop(dyno.dyno_id) is None
     assert len(scripted.got) == 3
 
 

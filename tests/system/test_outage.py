@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(150)
 
-OUTAGE_S = 15.0
+OUTAGE_S = 12.0
 """From the kill to the start of the next process: a client's first try fails, its second one, 20 s
 after the kill, does not."""
 

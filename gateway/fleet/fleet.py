@@ -294,11 +294,13 @@ class Fleet:
             await asyncio.sleep(STOP_AGAIN_S[min(attempt, len(STOP_AGAIN_S) - 1)])
         self.line(app).freed()
         self._asked.pop(launch_id, None)
-        ended = 0.0 if found is None else asked  # for all that anybody knows
+        now, ended = self.now(), 0.0  # there was none
         if age_s is not None:
-            ended = self.now() - age_s
+            ended = now - age_s
         elif left is not None:
             ended = left
+        elif found is not None:
+            ended = (asked + now) / 2  # for all that anybody knows
         told = self._ends.get(launch_id.removesuffix(LATE), ended)
         return self.book.close(launch_id, min(ended, told))
 

@@ -198,9 +198,10 @@ def _unbilled(sums: Balance, books: Books, dyno: Lived, gateways: Sequence[Gatew
     """Say why there is no line; without a good reason a promise is broken."""
 
     def knew(gateway: Gateway) -> bool:
+        begins, ends = gateway.hears  # one that drains leaves what it does not own to the next
         told = [dyno.created, *books.seen.get(dyno.launch, [])]
-        listed = [at for at in gateway.lists if dyno.created < at < dyno.ended]
-        return any(gateway.started <= at < gateway.ended for at in told) or bool(listed)
+        listed = [at for at in gateway.lists if dyno.created < at < min(dyno.ended, ends)]
+        return any(begins <= at < ends for at in told) or bool(listed)
 
     former, left = books.handed_over.get(dyno.launch, (-1, math.inf))
     orphaned = left <= dyno.ended and not any(_heard(each, dyno.ended) for each in gateways)
@@ -213,7 +214,7 @@ def _unbilled(sums: Balance, books: Books, dyno: Lived, gateways: Sequence[Gatew
     if survivors or not _KNOWN.fullmatch(dyno.launch):
         sums.broken.append(f"{what} was never billed, though gateway {survivors} knew of it")
         return
-    last = max(gateway.ended for gateway in gateways if knew(gateway))
+    last = max((gateway.ended for gateway in gateways if knew(gateway)), default=0.0)
     there = any(gateway.started <= dyno.ended < gateway.ended for gateway in gateways)
     if orphaned:
         why = "was handed over, and ended before the next gateway listened"

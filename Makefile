@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# One more than cores: many tests wait.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
+# Two more than cores: many tests wait.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))')
 
 .DEFAULT_GOAL := help
 .PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku heroku-cli conformance soak lint format clean

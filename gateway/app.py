@@ -160,8 +160,8 @@ def _discovery(
             manager.emit(events.NotDiscovered(app=app, why=why))
 
     registry.subscribe(changed)
-    entries = [server for name in registry.names if (server := registry.find(name))]
-    return Discovery(registry, entries, platform.formation, settings.heroku_refresh_s, failed)
+    interval_s = settings.heroku_refresh_s
+    return Discovery(registry, registry.servers, platform.formation, interval_s, failed)
 
 
 async def _discover(discovery: Discovery, platform: Deployment) -> None:
@@ -187,10 +187,9 @@ def check(registry: Registry, settings: Settings) -> None:
     Raises:
         BadServersFile: names the entry and the key.
     """
-    for name in registry.names:
-        server = registry.find(name)
-        if server is not None and (problem := _misplaced(server, settings)):
-            raise BadServersFile(f"mcpServers.{name}.{problem}")
+    for server in registry.servers:
+        if problem := _misplaced(server, settings):
+            raise BadServersFile(f"mcpServers.{server.name}.{problem}")
 
 
 def _misplaced(server: ServerDefinition, settings: Settings) -> str:

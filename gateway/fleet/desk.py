@@ -47,7 +47,7 @@ class JoinDesk:
     def mint(self, launch_id: str, key: str, expires: float) -> str:
         """Return a join token for this launch; good once, until `expires`.
 
-        Without a key it leads to the pool, until `assign`.
+        The key of a parked agent is its launch id, which leads to the pool, until `assign`.
         """
         secret = self._draw(32)
         self._passes[launch_id] = _Pass(key, _hash(secret), expires)

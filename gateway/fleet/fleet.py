@@ -150,7 +150,7 @@ class Fleet:
 
     def price(self, server: ServerDefinition) -> float:
         """Return what a dyno of this server costs, in dollars an hour."""
-        return self._launcher.usd_per_hour(server.size, server.app)
+        return self.usd_per_hour(server.size, server.app)
 
     def usd_per_hour(self, size: str | None, app: str | None) -> float:
         """Return what a dyno of a size costs."""

@@ -476,6 +476,11 @@ def _running(entry: Entry, now: float) -> dict[str, Any]:
     }
 
 
+def told(bill: Bill | None) -> tuple[float, float]:
+    """Return the seconds and dollars of a bill as logs show them; zeros if there is none."""
+    return (0.0, 0.0) if bill is None else (_seconds(bill.dyno_s), _dollars(bill.usd))
+
+
 def _seconds(value: float) -> float:
     return round(value, 3)
 

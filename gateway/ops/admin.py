@@ -112,11 +112,7 @@ class Admin:
         )
 
     async def _servers(self, _request: web.Request) -> web.Response:
-        registered = [
-            (server, "registered")
-            for name in self._registry.names
-            if (server := self._registry.find(name))
-        ]
+        registered = [(server, "registered") for server in self._registry.servers]
         gone = [
             (server, "disconnected")
             for name in self._registry.disconnected

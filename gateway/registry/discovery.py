@@ -91,12 +91,12 @@ def merge(
             servers[entry.name] = msgspec.structs.replace(entry, release=release)
         elif entry.app in survey.failed and known is not None and known.command:
             servers[entry.name] = known
-    for known in _known(before):
+    for known in before.servers:
         if known.app in survey.failed and known.command:
             servers.setdefault(known.name, known)
     claimed = {(entry.app, entry.process_type) for entry in entries}
     unclaimed = [found[which] for which in found if which not in claimed]
-    names = {(known.app, known.process_type): known.name for known in _known(before)}
+    names = {(known.app, known.process_type): known.name for known in before.servers}
 
     def settled(process: Process) -> bool:
         return (process.app, process.process_type) in names
@@ -109,10 +109,6 @@ def merge(
         entry = ServerDefinition(name=name, app=process.app, process_type=process.process_type)
         servers[name] = _filled(entry, process)
     return list(servers.values())
-
-
-def _known(registry: Registry) -> list[ServerDefinition]:
-    return [server for name in registry.names if (server := registry.find(name))]
 
 
 def _filled(entry: ServerDefinition, process: Process) -> ServerDefinition:

@@ -138,6 +138,11 @@ class Registry:
         return self._servers.get(name) or self._disconnected.get(name)
 
     @property
+    def servers(self) -> list[ServerDefinition]:
+        """All that new sessions may be opened with, sorted by name."""
+        return [self._servers[name] for name in self.names]
+
+    @property
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._servers)

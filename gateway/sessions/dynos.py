@@ -11,7 +11,7 @@ from dyno_agent.link import CloseCode
 from gateway import events
 from gateway.errors import GatewayError, LaunchFailed, NoRoom
 from gateway.fleet.fleet import Fleet, Wanted
-from gateway.fleet.ledger import GATEWAY, Account, Bill
+from gateway.fleet.ledger import GATEWAY, Account, Bill, told
 from gateway.fleet.line import LineFull, WaitedTooLong
 from gateway.launchers.base import AtCapacity, Dyno, LaunchError
 from gateway.sessions.endings import UNEXPECTED, boot_timeout
@@ -43,7 +43,7 @@ class Dynos:
         self._emit = fleet.emit
         self._end = end
         self._launching: dict[Live, asyncio.Task[None]] = {}
-        self._queued: dict[Live, int] = {}
+        self._queued: set[Live] = set()
         self._told: dict[Live, int] = {}
         self._closing: dict[Live, asyncio.Task[None]] = {}
 
@@ -121,14 +121,15 @@ class Dynos:
         fleet.desk.assign(parked.launch_id, record.fingerprint)
         record.billed = now
         waited_s = 0.0 if parked.ready is None else time.monotonic() - parked.ready
+        pool_dyno_s, pool_usd = told(bill)
         self._emit(
             events.Adopted(
                 session=record.session_id,
                 launch=record.launch_id,
                 dyno=record.dyno_id or "",
                 parked_s=round(waited_s, 3),
-                pool_dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
-                pool_usd=0.0 if bill is None else round(bill.usd, 6),
+                pool_dyno_s=pool_dyno_s,
+                pool_usd=pool_usd,
             )
         )
         live.launched.set()
@@ -148,7 +149,7 @@ class Dynos:
 
     def _began(self, live: Live) -> None:
         """From now on its boot takes time, and its life."""
-        self._queued.pop(live, None)
+        self._queued.discard(live)
         live.lease.launched = live.record.launched = time.monotonic()
 
     async def _launch(self, live: Live) -> None:
@@ -184,7 +185,7 @@ class Dynos:
                 )
             live.tell_phase("the dyno boots")
         finally:
-            self._queued.pop(live, None)
+            self._queued.discard(live)
             self._told.pop(live, None)
             del self._launching[live]
             live.launched.set()
@@ -224,7 +225,7 @@ class Dynos:
         if live.record.over:  # it ended during an attempt that was in vain
             self._launching[live].cancel()
             return
-        self._queued[live] = position
+        self._queued.add(live)
         live.lease.launched = None  # the boot has not begun
         if self._told.get(live) == position:
             return
@@ -251,6 +252,7 @@ class Dynos:
         record.move(Step.GONE)
         self._closing.pop(live, None)
         seconds = time.monotonic() - record.created
+        dyno_s, usd = told(bill)
         self._emit(
             events.Closed(
                 session=record.session_id,
@@ -259,8 +261,8 @@ class Dynos:
                 calls=record.calls,
                 dropped=live.session.chatter.dropped,
                 peak_buffer_bytes=live.session.link.peak_bytes,
-                dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
-                usd=0.0 if bill is None else round(bill.usd, 6),
+                dyno_s=dyno_s,
+                usd=usd,
                 detail=error.message if reason in UNEXPECTED else "",
             )
         )

@@ -15,7 +15,7 @@ from gateway import events
 from gateway.errors import GatewayError
 from gateway.fleet import warmth
 from gateway.fleet.fleet import Fleet, Wanted
-from gateway.fleet.ledger import POOL, Account, Month
+from gateway.fleet.ledger import POOL, Account, Month, told
 from gateway.launchers.base import AtCapacity, LaunchError
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.registry.windows import count_at
@@ -231,8 +231,7 @@ class Pool:
             warmth.Wanted(
                 server.name, _kind(server), self._wanted(server, now), self._fleet.price(server)
             )
-            for name in self._registry.names
-            if (server := self._registry.find(name))
+            for server in self._registry.servers
         ]
         stock = [
             warmth.Parked(
@@ -310,12 +309,13 @@ class Pool:
         bill = await self._fleet.stop(parked.launch_id, parked.dyno_id, parked.server.app)
         self._parked.pop(parked.launch_id, None)
         self._gone.set()
+        dyno_s, usd = told(bill)
         self._emit(
             events.DynoUnparked(
                 server=parked.server.name,
                 launch=parked.launch_id,
-                dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
-                usd=0.0 if bill is None else round(bill.usd, 6),
+                dyno_s=dyno_s,
+                usd=usd,
             )
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gateway import events
 from gateway.errors import LaunchFailed, LinkLostError
 from gateway.fleet.fleet import LATE, Fleet
-from gateway.fleet.ledger import Account, Bill
+from gateway.fleet.ledger import Account, Bill, told
 from gateway.launchers.base import Dyno, PlatformError
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos, End
@@ -226,13 +226,14 @@ class Reconciler:
         return late
 
     def _tell_gone(self, dyno: Dyno, bill: Bill | None, *, stopped: bool) -> None:
+        dyno_s, usd = told(bill)
         self._emit(
             events.OrphanGone(
                 launch=dyno.launch_id,
                 dyno=dyno.dyno_id,
                 stopped=stopped,
-                dyno_s=0.0 if bill is None else round(bill.dyno_s, 3),
-                usd=0.0 if bill is None else round(bill.usd, 6),
+                dyno_s=dyno_s,
+                usd=usd,
             )
         )
 

@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))')
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku heroku-cli conformance soak lint format clean
+.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku proof-scale heroku-cli conformance soak lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ proof-link: $(READY)  ## Break the link and kill the gateway under load; count w
 
 proof-heroku: $(READY)  ## 200 sessions on a faulty platform, ten silent minutes behind its router (15 min)
 	$(BIN)/python -m tests.proof.heroku
+
+proof-scale: $(READY)  ## 10,000 calls over three gateways, then again while they are killed and the engine restarts (8 min)
+	$(BIN)/python -m tests.proof.scale
 
 heroku-cli: $(READY)  ## The vendor's own command line and MCP server against the emulator (450 MB from npm)
 	HEROKU_CLI_TESTS=1 $(BIN)/python -m pytest -q tests/system/test_heroku_cli.py tests/system/test_heroku_vendor.py

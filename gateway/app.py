@@ -1,9 +1,11 @@
 """The composition root: wires the rooms. What differs between platforms is in `deployment`."""
 
 import asyncio
+import contextlib
 import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 from aiohttp import web
@@ -16,9 +18,12 @@ from gateway.edge.auth import KeyRing
 from gateway.edge.cors import Cors
 from gateway.edge.door import Door, Endpoints, at
 from gateway.edge.legacy_sse import LegacySse
+from gateway.edge.loopback import Loopback
 from gateway.edge.modern_http import ModernHttp
+from gateway.edge.relaying import Relaying
 from gateway.edge.streamable_http import StreamableHttp
 from gateway.errors import GatewayError
+from gateway.exchange.exchange import Exchange
 from gateway.fleet.ledger import Budgets
 from gateway.fleet.warmth import Caps
 from gateway.ops import health, logs
@@ -31,11 +36,24 @@ from gateway.rendezvous.bootstrap import Bootstrap
 from gateway.rendezvous.endpoint import Rendezvous
 from gateway.rendezvous.hooks import Hooks
 from gateway.sessions.catalogues import Catalogues
-from gateway.sessions.manager import Manager, Terms
+from gateway.sessions.farewell import DRAIN_S
+from gateway.sessions.manager import Manager
+from gateway.sessions.terms import Terms
 from gateway.settings import Settings
+from gateway.store.base import Store
+from gateway.store.memory import MemoryStore
 
 KEEP_ALIVE_S = 95.0
 """The platform's router reuses connections for 90 s; closing earlier races with its requests."""
+
+FLUSH_S = 2.0
+"""How long the end may wait until other processes have what they were told."""
+
+LOOPBACK: web.AppKey[Loopback] = web.AppKey("loopback")
+"""Performs what other processes carry here; to be served with the application's runner."""
+
+RELAYING: web.AppKey[Relaying] = web.AppKey("relaying")
+"""Carries requests away; to be drained beside the manager."""
 
 SHUTDOWN_S = 2.0
 """What aiohttp may take after our own drain has ended every stream."""
@@ -74,24 +92,31 @@ def build(
         platform: where dynos run; without one there is no way in for operators and webhooks.
     """
     app = web.Application(middlewares=[errors_to_responses])
+    loopback = app[LOOPBACK] = Loopback()
+    exchange = None
+    if not manager.store.alone:
+        exchange = Exchange(manager.store, loopback.perform, manager.neighbours.hear)
+        manager.neighbours.tell = exchange.tell
     catalogues = Catalogues(manager, registry)
     hosts = settings.allowed_hosts or None
-    door = Door(registry, KeyRing(settings.keys()), hosts)
+    door = Door(registry, KeyRing(settings.keys()), hosts, loopback)
     cors = Cors(hosts)
     paths = at("/mcp", "/handles/{handle}/mcp")
     size = DEFAULT_LIMITS.message_bytes
     legacy = StreamableHttp(manager, catalogues, message_bytes=size)
     modern = ModernHttp(manager, catalogues, message_bytes=size)
+    relaying = app[RELAYING] = Relaying(exchange, message_bytes=size)
     app.add_routes(
         [
-            *Endpoints(door, legacy, modern).routes(paths),
-            *LegacySse(door, manager, legacy, message_bytes=size).routes(),
+            *Endpoints(door, legacy, modern, relaying.serve).routes(paths),
+            *LegacySse(door, manager, legacy, relaying.serve, message_bytes=size).routes(),
             *cors.routes([*paths, *at("/sse", "/messages")]),
             *Rendezvous(manager).routes(),
             *health.routes(manager),
         ]
     )
     app.on_response_prepare.append(cors.on_prepare)
+    app.on_response_prepare.append(relaying.on_prepare)
 
     async def hang_up(_request: web.Request, response: web.StreamResponse) -> None:
         if manager.draining and response.status != 101:
@@ -109,8 +134,10 @@ def build(
             if platform is not None and discovery is not None:
                 await discovery.look()
                 keeping = tasks.create_task(_discover(discovery, platform), name="discovery")
-            async with manager, catalogues:
+            async with manager, exchange or contextlib.nullcontext(), catalogues:
                 yield
+                if exchange is not None:
+                    await exchange.flush(FLUSH_S)
             if keeping is not None:
                 keeping.cancel()
 
@@ -133,7 +160,7 @@ def _operators(
     routes = [*admin.routes(), *metrics.routes(admin.guarded)]
     routes += Bootstrap(platform.archive).routes()
     if discovery is not None:
-        heard, asked = manager.reconciler.heard, discovery.ask
+        heard, asked = manager.neighbours.heard, discovery.ask
         routes += Hooks(platform.hook_secret, platform.launch_of, heard, asked).routes()
     return routes
 
@@ -215,8 +242,28 @@ def manager_for(
         queue_length=settings.queue_length,
         queue_timeout_s=settings.queue_timeout_s,
         hand_over=settings.gateway_secret is not None,
+        max_sessions_per_key=settings.max_sessions_per_key,
+        opens_per_minute=settings.opens_per_minute,
     )
-    return Manager(platform.launcher, registry, terms, logs.log_sink())
+    return Manager(platform.launcher, registry, terms, logs.log_sink(), store_for(settings))
+
+
+def store_for(settings: Settings) -> Store:
+    """Return what these settings say that the processes share."""
+    if settings.redis_url is None:
+        return MemoryStore()
+    from gateway.store.valkey import ValkeyStore  # noqa: PLC0415 - a lone process needs no client
+
+    return ValkeyStore(settings.redis_url.get_secret_value(), verify=settings.redis_tls_verify)
+
+
+def performing(
+    app: web.Application, runner: web.BaseRunner, manager: Manager
+) -> AbstractAsyncContextManager[None]:
+    """Perform what other processes carry here, inside; nothing is carried where there are none."""
+    if manager.store.alone:
+        return contextlib.nullcontext()
+    return app[LOOPBACK].serving(runner)
 
 
 async def serve(
@@ -246,8 +293,9 @@ async def serve(
     secret = (secrets.token_hex(32) if given is None else given.get_secret_value()).encode()
     platform = platform_for(settings, environment, secret)
     manager = manager_for(settings, registry, platform, secret)
+    app = build(settings, registry, manager, platform)
     runner = web.AppRunner(
-        build(settings, registry, manager, platform),
+        app,
         handler_cancellation=True,
         auto_decompress=False,  # an encoded body is refused, not unpacked
         keepalive_timeout=KEEP_ALIVE_S,
@@ -265,21 +313,24 @@ async def serve(
     loop.add_signal_handler(signal.SIGINT, interrupted)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.address, settings.port)
-        await site.start()
-        log.info(
-            "serving",
-            url=settings.base_url,
-            launcher=settings.launcher_name,
-            servers=",".join(registry.names),
-        )
-        listening()
-        if settings.redis_url is not None:
-            log.warning("redis_url_unused", why="one process serves; its state is in memory")
-        await stopping.wait()
-        log.info("draining", sessions=manager.sessions)
-        await site.stop()  # first, as the next process may want the port
-        await manager.drain()
+        async with performing(app, runner, manager):
+            site = web.TCPSite(runner, settings.address, settings.port)
+            await site.start()
+            log.info(
+                "serving",
+                url=settings.base_url,
+                launcher=settings.launcher_name,
+                servers=",".join(registry.names),
+                store=manager.store.name,
+                gateway=manager.store.gateway,
+            )
+            listening()
+            await stopping.wait()
+            log.info("draining", sessions=manager.sessions)
+            await site.stop()  # first, as the next process may want the port
+            async with asyncio.TaskGroup() as leaving:
+                leaving.create_task(manager.drain(), name="drain")
+                leaving.create_task(app[RELAYING].drain(DRAIN_S), name="drain what is carried")
     finally:
         await runner.cleanup()
         await platform.aclose()

@@ -169,6 +169,12 @@ class Busy(GatewayError):
     status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "busy", 5
 
 
+class QuotaReached(GatewayError):
+    """This key has as many sessions, or opens them as quickly, as it may; repeat later."""
+
+    status, code, reason, retry_after_s = 429, INTERNAL_ERROR, "quota_reached", 5
+
+
 class QueueFull(GatewayError):
     """The platform runs as many dynos as it may, and as many sessions wait for one as may."""
 
@@ -197,6 +203,35 @@ class Restarting(GatewayError):
     """This gateway process leaves; the session lives on, and the request may be sent again."""
 
     status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "restarting", 2
+
+
+class Moved(Restarting):
+    """The session has left this process while its client waited, and lives on at another one."""
+
+
+class Elsewhere(GatewayError):
+    """Another gateway process holds the session; a client sees this only if that one is lost too.
+
+    Args:
+        message: for people.
+        gateway: id of that process.
+        session: fingerprint of the session's key.
+        fence: under which that process holds it.
+    """
+
+    status, code, reason, retry_after_s = 421, INTERNAL_ERROR, "elsewhere", 2
+
+    def __init__(self, message: str, gateway: str, session: str, fence: int = 0) -> None:
+        super().__init__(message)
+        self.gateway = gateway
+        self.session = session
+        self.fence = fence
+
+
+class StoreUnavailable(GatewayError):
+    """What the gateway processes share cannot be reached just now."""
+
+    status, code, reason, retry_after_s = 503, INTERNAL_ERROR, "store_unavailable", 2
 
 
 class SessionFailure(GatewayError):

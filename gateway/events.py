@@ -351,5 +351,24 @@ class NotDiscovered(Event):
     why: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreAway(Event):
+    """What the gateway processes share cannot be reached: nothing is opened or launched."""
+
+    name = "store_away"
+    level = "warning"
+    store: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreBack(Event):
+    """It can be reached again."""
+
+    name = "store_back"
+    store: str
+    seconds: float
+
+
 Sink = Callable[[Event], None]
 """Hears every event. It must not block and must not raise."""

@@ -14,9 +14,9 @@ FIRST_BYTE_S = 25.0
 _deadline: ContextVar[float] = ContextVar("deadline of the first byte", default=float("inf"))
 
 
-def begin() -> None:
+def begin(limit_s: float = FIRST_BYTE_S) -> None:
     """Start the clock of the request that this task serves."""
-    _deadline.set(time.monotonic() + FIRST_BYTE_S)
+    _deadline.set(time.monotonic() + min(limit_s, FIRST_BYTE_S))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ values they need.
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, HttpUrl, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -116,7 +117,14 @@ class Settings(BaseSettings):
         120.0, gt=0, le=3600, description="How long one may wait there, seconds."
     )
     redis_url: SecretStr | None = Field(
-        None, description="Shared store of several gateways. Not used yet: one process serves."
+        None,
+        description="Valkey or Redis, `rediss://…` or `redis://…`: what several gateway processes "
+        "share. Without it one process serves, and keeps its state in memory.",
+    )
+    redis_tls_verify: bool = Field(
+        False,
+        description="Check the certificate of a `rediss://` server. Heroku Key-Value Store has "
+        "self-signed ones.",
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -129,7 +137,18 @@ class Settings(BaseSettings):
         le=86_400,
         description="How long an agent may be out of reach, in seconds, before its session ends.",
     )
-    max_sessions: int = Field(100, ge=1, le=10_000, description="Live sessions at once.")
+    max_sessions: int = Field(
+        100, ge=1, le=10_000, description="Sessions with a dyno at once, over all processes."
+    )
+    max_sessions_per_key: int | None = Field(
+        None, ge=1, description="The same for each principal. None: no limit of its own."
+    )
+    opens_per_minute: float | None = Field(
+        None,
+        gt=0,
+        description="Sessions that one principal may open in a minute, over all processes; as many "
+        "at once. None: no limit.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged."
     )
@@ -174,10 +193,22 @@ class Settings(BaseSettings):
                 raise ValueError("GATEWAY_SECRET is not set: draw one with `openssl rand -hex 32`")
         elif len(self.gateway_secret.get_secret_value()) < MIN_SECRET:
             raise ValueError(f"GATEWAY_SECRET must have at least {MIN_SECRET} characters")
+        self._check_store()
         self._check_operators()
         if self.launcher_name == "heroku":
             self._check_heroku()
         return self
+
+    def _check_store(self) -> None:
+        if self.redis_url is None:
+            return
+        url = urlsplit(self.redis_url.get_secret_value())
+        if url.scheme not in ("redis", "rediss", "unix") or not (url.hostname or url.path):
+            raise ValueError("REDIS_URL must be redis://…, rediss://… or unix://…")
+        if self.gateway_secret is None:
+            raise ValueError(
+                "GATEWAY_SECRET is not set: processes that share REDIS_URL need the same one"
+            )
 
     def _check_operators(self) -> None:
         admin = self.admin_key.get_secret_value()

@@ -58,6 +58,7 @@ class Reply:
             return web.Response()
 
     async def _write_whole(self, answer: Item) -> web.StreamResponse:
+        self.outbox.begun = True
         headers = dict(self.headers())
         if answer.error is not None:
             headers |= refusal(answer.error).headers
@@ -79,6 +80,7 @@ class Reply:
     async def array(self) -> web.StreamResponse:
         """Write all answers as one JSON array, for a batch; the cancelled ones are left out."""
         headers = {**self.headers(), "Content-Type": intake.JSON}
+        self.outbox.begun = True
         response = web.StreamResponse(headers=headers)
         try:
             with contextlib.ExitStack() as delivering:
@@ -105,7 +107,7 @@ class Reply:
         """
         response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers()})
         outbox = self.outbox
-        outbox.promise = promise
+        outbox.begun, outbox.promise = True, promise
         outbox.cut = functools.partial(cut, self.request)
         try:
             await response.prepare(self.request)

@@ -5,14 +5,16 @@ One URL takes every revision of Streamable HTTP. What differs between the eras i
 """
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
 
+from gateway import patience
 from gateway.edge import intake
 from gateway.edge.auth import KeyRing
+from gateway.edge.loopback import Loopback
 from gateway.eras.headers import REVISION_HEADER
 from gateway.eras.modern import REVISION
 from gateway.errors import BadMessage, UnknownServer, WrongMethod
@@ -47,24 +49,37 @@ class Door:
         registry: the servers.
         keys: who may come.
         allowed_hosts: see `intake.check_origin`.
+        loopback: by which requests come that another process has let in.
     """
 
-    def __init__(self, registry: Registry, keys: KeyRing, allowed_hosts: Set[str] | None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        keys: KeyRing,
+        allowed_hosts: Set[str] | None,
+        loopback: Loopback | None = None,
+    ) -> None:
         self._registry = registry
         self._keys = keys
         self._allowed_hosts = allowed_hosts
+        self._loopback = loopback or Loopback()
 
     def caller(self, request: web.Request) -> Caller:
         """Return who comes in.
 
         Raises:
             ForeignOrigin: see `intake.check_origin`.
-            BadKey: see `KeyRing.principal`.
+            BadKey: see `KeyRing.principal` and `Loopback.carried`.
             UnknownServer: the path names none that there is, or was: sessions outlive that.
             BadMessage: the handle is none.
         """
-        intake.check_origin(request.headers, self._allowed_hosts)
-        principal = self._keys.principal(request.headers)
+        carried = self._loopback.carried(request.headers)
+        if carried is None:
+            intake.check_origin(request.headers, self._allowed_hosts)
+            principal = self._keys.principal(request.headers)
+        else:
+            principal, patience_s = carried
+            patience.begin(patience_s)
         return Caller(principal, self._server(request.match_info), _handle(request))
 
     def _server(self, path: Mapping[str, str]) -> ServerDefinition:
@@ -105,6 +120,11 @@ class Modern(Protocol):
         ...
 
 
+Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
+
+Serve = Callable[[Handler, web.Request, Caller], Awaitable[web.StreamResponse]]
+
+
 class Endpoints:
     """The MCP endpoints.
 
@@ -112,10 +132,12 @@ class Endpoints:
         door: lets clients in.
         legacy: for revisions with a handshake.
         modern: for those without.
+        serve: runs them, see `Relaying.serve`.
     """
 
-    def __init__(self, door: Door, legacy: Legacy, modern: Modern) -> None:
+    def __init__(self, door: Door, legacy: Legacy, modern: Modern, serve: Serve) -> None:
         self._door = door
+        self._serve = serve
         self._legacy = legacy
         self._modern = modern
 
@@ -135,21 +157,21 @@ class Endpoints:
         """Take a message, of any revision."""
         caller = self._door.caller(request)
         era = self._modern if is_modern(request) else self._legacy
-        return await era.post(request, caller)
+        return await self._serve(era.post, request, caller)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Open a stream of a session."""
         caller = self._door.caller(request)
         if is_modern(request):
             raise only_post()
-        return await self._legacy.get(request, caller)
+        return await self._serve(self._legacy.get, request, caller)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         """End a session."""
         caller = self._door.caller(request)
         if is_modern(request):
             raise only_post()
-        return await self._legacy.delete(request, caller)
+        return await self._serve(self._legacy.delete, request, caller)
 
 
 def _handle(request: web.Request) -> str:

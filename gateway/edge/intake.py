@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Set
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -26,6 +27,22 @@ SMALL_BYTES = 64 * 1024
 """Bodies up to here are read at once."""
 
 JSON, SSE = "application/json", "text/event-stream"
+
+
+class Keeping(Protocol):
+    """Keeps the body of a request that may have to be served again, here or elsewhere."""
+
+    def again(self) -> bytes | None:
+        """Return a body that was read before; None if it was not."""
+        ...
+
+    def keep(self, body: bytes) -> None:
+        """Keep a body that was read."""
+        ...
+
+
+KEEPING: web.RequestKey[Keeping] = web.RequestKey("keeping")
+"""Set on requests whose body shall be kept."""
 
 
 def check_origin(headers: Mapping[str, str], allowed_hosts: Set[str] | None) -> None:
@@ -119,6 +136,18 @@ async def read_body(request: web.Request, limit: int) -> bytes:
     too_big = MessageTooBig(f"a message may have {limit} bytes", limit=limit)
     if (request.content_length or 0) > limit:
         raise too_big
+    keeping: Keeping | None = request.get(KEEPING)
+    if keeping is not None and (kept := keeping.again()) is not None:
+        if len(kept) > limit:
+            raise too_big
+        return kept
+    body = await _arriving(request, limit, too_big)
+    if keeping is not None:
+        keeping.keep(body)
+    return body
+
+
+async def _arriving(request: web.Request, limit: int, too_big: MessageTooBig) -> bytes:
     # `request.read` would keep the bytes for as long as the call runs.
     body = bytearray()
     try:

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.edge import intake
 from gateway.edge.answering import Reply
-from gateway.edge.door import Caller, Door, is_modern, only_post
+from gateway.edge.door import Caller, Door, Serve, is_modern, only_post
 from gateway.edge.streamable_http import StreamableHttp
 from gateway.eras.legacy import opens_session
 from gateway.errors import GatewayError, MissingSession, SessionEnded
@@ -32,12 +32,20 @@ class LegacySse:
         door: lets clients in.
         manager: finds and makes sessions.
         legacy: what messages of clients with a handshake come to.
+        serve: runs what takes them, see `Relaying.serve`.
         message_bytes: largest body.
     """
 
     def __init__(
-        self, door: Door, manager: Manager, legacy: StreamableHttp, *, message_bytes: int
+        self,
+        door: Door,
+        manager: Manager,
+        legacy: StreamableHttp,
+        serve: Serve,
+        *,
+        message_bytes: int,
     ) -> None:
+        self._serve = serve
         self._door = door
         self._manager = manager
         self._legacy = legacy
@@ -61,8 +69,7 @@ class LegacySse:
         if is_modern(request):
             raise only_post()
         intake.check_accept(request.headers, intake.SSE)
-        key, live = self._legacy.open_unheard(caller)
-        live.tied = True
+        key, live = await self._legacy.open_unheard(caller)
         outbox = live.open_outbox(answers=None, numbered=False)
         live.listen(outbox, None)
         self._streams[live] = outbox
@@ -78,7 +85,9 @@ class LegacySse:
 
     async def post(self, request: web.Request) -> web.StreamResponse:
         """Take one message; what answers it comes on the session's stream."""
-        caller = self._door.caller(request)
+        return await self._serve(self._take, request, self._door.caller(request))
+
+    async def _take(self, request: web.Request, caller: Caller) -> web.StreamResponse:
         live, outbox = await self._find(request, caller)
         async with live.large_bodies:
             await live.room()

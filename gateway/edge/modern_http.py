@@ -19,7 +19,7 @@ from gateway.eras import modern
 from gateway.eras.catalogue import LISTS
 from gateway.eras.headers import Mirrors
 from gateway.eras.modern import Asked
-from gateway.errors import GatewayError, MissingHandle, Restarting, SessionEnded
+from gateway.errors import Elsewhere, GatewayError, MissingHandle, Moved, SessionEnded
 from gateway.jsonrpc import Kind, peek
 from gateway.patience import patience
 from gateway.sessions.catalogues import Catalogues
@@ -76,6 +76,8 @@ class ModernHttp:
                     return web.Response(status=202)
                 asked = modern.admit(request.headers.items(), envelope, SUPPORTED)
                 taken = await self._take(request, caller, asked, len(raw))
+            except (Elsewhere, Moved):
+                raise
             except GatewayError as error:
                 return refusal(error, request_id)
         del raw, envelope, asked  # the link has the bytes; a long call shall not hold them too
@@ -83,6 +85,8 @@ class ModernHttp:
             return web.Response(body=taken, content_type=intake.JSON)
         try:
             return await self._respond(request, *taken)
+        except (Elsewhere, Moved):
+            raise
         except GatewayError as error:
             return refusal(error, request_id)
 
@@ -118,7 +122,7 @@ class ModernHttp:
         try:
             await outbox.until_ready(patience(COMMIT_S))
             if outbox.closed and not outbox.ready:
-                raise Restarting("this gateway process is shutting down; send the request again")
+                raise live.gone_elsewhere()
             reply = Reply(request, live, outbox, dict, _status)
             first = outbox.only_answer()
             if first is not None:
@@ -171,7 +175,7 @@ class ModernHttp:
                     f"the header {HANDLE_HEADER}, or use /servers/NAME/handles/HANDLE/mcp"
                 )
             case "request":
-                return self._manager.share_anew(caller.server, caller.principal, asked.client)
+                return await self._manager.share_anew(caller.server, caller.principal, asked.client)
             case _:
                 pass
         return await self._manager.share(caller.server, caller.principal, handle, asked.client)

@@ -23,9 +23,10 @@ from gateway.eras.legacy import Opening, client_name, opens_session, requested, 
 from gateway.eras.versions import ASSUMED, BATCHES, resumable
 from gateway.errors import (
     BadMessage,
+    Elsewhere,
     GatewayError,
     MissingSession,
-    Restarting,
+    Moved,
     SessionEnded,
 )
 from gateway.jsonrpc import Envelope, Kind, error_response, peek, split, text_of
@@ -124,6 +125,8 @@ class StreamableHttp:
         try:
             target: OwnedLive | GatewayError = await self._find(request, caller)
             limit = self._message_bytes
+        except Elsewhere:
+            raise
         except GatewayError as error:  # told with the id of the request, once that is read
             target, limit = error, min(self._message_bytes, OPENING_BYTES)
         async with _room_to_read(request, target):
@@ -135,11 +138,15 @@ class StreamableHttp:
             request_id = envelope.id if isinstance(envelope.id, str | int) else None
             try:
                 taken = await self._take(request, caller, target, envelope, raw)
+            except (Elsewhere, Moved):
+                raise
             except GatewayError as error:
                 return refusal(error, request_id)
         del raw, envelope  # the link has the bytes; a long call shall not hold them too
         try:
             return await self._respond(request, taken)
+        except (Elsewhere, Moved):
+            raise
         except GatewayError as error:
             return refusal(error, request_id)
 
@@ -190,12 +197,16 @@ class StreamableHttp:
         opening, chapter = await self._opening(caller.server, envelope)
         name = client_name(envelope)
         key, live = self._manager.open(caller.server, caller.principal, name, opening, chapter)
+        await self._manager.publish(live)
         self._begin(live, chapter)
         return key, live
 
-    def open_unheard(self, caller: Caller) -> tuple[str, OwnedLive]:
+    async def open_unheard(self, caller: Caller) -> tuple[str, OwnedLive]:
         """Open a session whose client has not said `initialize` yet; return its key and it."""
-        return self._manager.open(caller.server, caller.principal, "")
+        key, live = self._manager.open(caller.server, caller.principal, "")
+        live.tied = True
+        await self._manager.publish(live)
+        return key, live
 
     async def open_heard(self, live: OwnedLive, envelope: Envelope) -> None:
         """Take the `initialize` of such a client; another one is the child's to judge."""
@@ -276,7 +287,7 @@ class StreamableHttp:
         """Accepted means that the agent has it: from there on it survives this process."""
         has_it = await live.confirmed(ordinal, None, patience(CONFIRM_S))
         if live.handed_over and not has_it:
-            raise _restarting()
+            raise live.gone_elsewhere()
 
     async def _answer(
         self, request: web.Request, taken: Taken, outbox: Outbox
@@ -292,7 +303,7 @@ class StreamableHttp:
             limit_s = patience(COMMIT_S) if soon else 0.0
             has_it = await live.confirmed(taken.ordinal, outbox, limit_s)
         if outbox.closed and not outbox.ready and not has_it:
-            raise _restarting()
+            raise live.gone_elsewhere()
         reply = Reply(request, live, outbox, taken.headers, _status)
         first = None if streams and has_it else outbox.only_answer()
         if first is not None:
@@ -409,10 +420,6 @@ def _told(request: web.Request, taken: Taken) -> web.Response:
 
 def _status(answer: Item) -> int:
     return 200 if answer.error is None else answer.error.status
-
-
-def _restarting() -> Restarting:
-    return Restarting("this gateway process is shutting down; send the request again")
 
 
 @contextlib.asynccontextmanager

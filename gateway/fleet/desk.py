@@ -16,7 +16,8 @@ Draw = Callable[[int], str]
 """n random bytes as URL-safe text: `secrets.token_urlsafe`."""
 
 
-def _hash(text: str) -> str:
+def hash_of(text: str) -> str:
+    """Return the hex SHA-256 of a secret: what is kept of it."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -50,12 +51,23 @@ class JoinDesk:
         The key of a parked agent is its launch id, which leads to the pool, until `assign`.
         """
         secret = self._draw(32)
-        self._passes[launch_id] = _Pass(key, _hash(secret), expires)
+        self._passes[launch_id] = _Pass(key, hash_of(secret), expires)
         return f"rj_{launch_id}.{secret}"
 
     def adopt(self, launch_id: str, key: str, proof: str, boot_id: str) -> None:
         """Know an agent that joined at another gateway process; its capsule has vouched for it."""
         self._passes[launch_id] = _Pass(key, "", 0.0, proof, boot_id)
+
+    def enter(self, launch_id: str, key: str, secret_hash: str) -> None:
+        """Know a join token that another gateway process has minted, and that is good."""
+        if launch_id not in self._passes:
+            self._passes[launch_id] = _Pass(key, secret_hash, float("inf"))
+        self._passes[launch_id].key = key
+
+    def known(self, launch_id: str) -> tuple[str, str] | None:
+        """Return where a launch's join token leads, and the hash of its secret."""
+        found = self._passes.get(launch_id)
+        return None if found is None else (found.key, found.secret_hash)
 
     def assign(self, launch_id: str, key: str) -> None:
         """A parked agent is a session's now: its credentials lead there."""
@@ -71,12 +83,12 @@ class JoinDesk:
         Raises:
             TokenRefused: not a credential of ours, expired, or wrong.
         """
-        kind, launch_id, secret = _parts(credential)
+        kind, launch_id, secret = parts_of(credential)
         known = self._passes.get(launch_id)
         if known is None:
             raise TokenRefused
         expected = known.secret_hash if kind == "rj" else known.proof
-        if not hmac.compare_digest(_hash(secret), expected or ""):
+        if not hmac.compare_digest(hash_of(secret), expected or ""):
             raise TokenRefused
         if kind == "rj" and known.proof is None and now >= known.expires:
             raise TokenRefused
@@ -93,7 +105,7 @@ class JoinDesk:
                 since the credential was recognised.
             TokenReplayed: the token was already used by another process.
         """
-        kind, launch_id, _ = _parts(credential)
+        kind, launch_id, _ = parts_of(credential)
         known = self._passes.get(launch_id)
         if known is None or not _PROOF.fullmatch(proof) or not boot_id.isascii():
             raise TokenRefused
@@ -110,13 +122,27 @@ def proof_of(credential: str) -> tuple[str, str]:
     Raises:
         TokenRefused: no resume credential.
     """
-    kind, launch_id, secret = _parts(credential)
+    kind, launch_id, secret = parts_of(credential)
     if kind != "rr":
         raise TokenRefused
-    return launch_id, _hash(secret)
+    return launch_id, hash_of(secret)
 
 
-def _parts(credential: str) -> tuple[str, str, str]:
+def launch_of(credential: str) -> str:
+    """Return the launch id that a credential names.
+
+    Raises:
+        TokenRefused: it is none.
+    """
+    return parts_of(credential)[1]
+
+
+def parts_of(credential: str) -> tuple[str, str, str]:
+    """Return kind (`rj` or `rr`), launch id and secret of a credential.
+
+    Raises:
+        TokenRefused: it is none.
+    """
     head, _, secret = credential.partition(".")
     kind, _, launch_id = head.partition("_")
     if kind not in ("rj", "rr") or not secret or not credential.isascii():

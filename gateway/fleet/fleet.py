@@ -14,9 +14,11 @@ from typing import Final
 from gateway import events
 from gateway.errors import BudgetSpent, QueueFull
 from gateway.fleet import ledger
+from gateway.fleet.book import Book
 from gateway.fleet.desk import JoinDesk
-from gateway.fleet.ledger import Account, Bill, Ledger
+from gateway.fleet.ledger import Account, Bill
 from gateway.fleet.line import Line, LineFull
+from gateway.fleet.passes import Passes
 from gateway.launchers.base import (
     Dyno,
     Launcher,
@@ -96,6 +98,7 @@ class Fleet:
     Args:
         launcher: makes dynos.
         desk: mints join tokens.
+        passes: tells other processes of them.
         book: what dynos cost.
         rules: of this deployment.
         emit: hears events.
@@ -105,12 +108,14 @@ class Fleet:
         self,
         launcher: Launcher,
         desk: JoinDesk,
-        book: Ledger,
+        passes: Passes,
+        book: Book,
         rules: Rules,
         emit: events.Sink,
     ) -> None:
         self._launcher = launcher
         self.desk = desk
+        self._passes = passes
         self._rules = rules
         self.emit = emit
         self._lines: dict[str | None, Line] = {}
@@ -184,16 +189,48 @@ class Fleet:
         except LineFull as full:
             raise QueueFull(f"{full}; try again later") from None
         except ledger.BudgetSpent as spent:
-            wait_s = spent.month_ends - self.now()
-            raise BudgetSpent(str(spent), retry_after_s=max(1, round(wait_s))) from None
+            raise self._refused(spent) from None
+
+    def _refused(self, spent: ledger.BudgetSpent) -> BudgetSpent:
+        wait_s = spent.month_ends - self.now()
+        return BudgetSpent(str(spent), retry_after_s=max(1, round(wait_s)))
 
     def reserve(
-        self, launch_id: str, server: ServerDefinition, account: Account, longest_s: float
+        self,
+        launch_id: str,
+        server: ServerDefinition,
+        account: Account,
+        longest_s: float,
+        *,
+        runs: bool = False,
     ) -> None:
-        """Count a dyno as had, before anything is awaited: the next one finds less left."""
+        """Count a dyno as had, before anything is awaited: the next one finds less left.
+
+        Call `settled` before the platform is asked.
+
+        Args:
+            launch_id: which.
+            server: what it runs.
+            account: who pays.
+            longest_s: for how long, at most, once its turn has come.
+            runs: it does already, and must be paid for whatever is left.
+        """
         now, size = self.now(), server.size or ""
         latest_end = now + self._rules.queue_timeout_s + longest_s
-        self.book.open(launch_id, account, self.price(server), size, now, latest_end)
+        enter = self.book.open if runs else self.book.order
+        enter(launch_id, account, self.price(server), size, now, latest_end)
+
+    async def settled(self, launch_id: str) -> None:
+        """Wait until a reservation, or a transfer, holds for all processes.
+
+        Raises:
+            BudgetSpent: another process was quicker; the reservation is gone.
+            StoreAway: nobody can know; it will be gone.
+        """
+        try:
+            await self.book.settled(launch_id)
+        except ledger.BudgetSpent as spent:
+            raise self._refused(spent) from None
 
     def invite(self, wanted: Wanted) -> dict[str, str]:
         """Return the environment that brings an agent here."""
@@ -204,6 +241,14 @@ class Fleet:
             "RENDEZVOUS_START_DEADLINE_S": str(wanted.boot_s + AGENT_PATIENCE_S),
         }
 
+    async def publish(self, launch_id: str, longest_s: float) -> None:
+        """Let an agent that was invited here dial any process; see `Passes.publish`."""
+        await self._passes.publish(launch_id, longest_s)
+
+    async def assign(self, launch_id: str, key: str) -> None:
+        """Let an agent's token lead to a session at all processes; see `Passes.assign`."""
+        await self._passes.assign(launch_id, key)
+
     async def launch(self, wanted: Wanted) -> Dyno | None:
         """Ask the platform for the dyno of a reservation, once.
 
@@ -213,6 +258,7 @@ class Fleet:
         Raises:
             LaunchError: there is none; `AtCapacity` if there is no room.
             TimeoutError: the platform did not answer within the boot timeout.
+            StoreAway: it was not asked, as other processes cannot be told.
         """
         server, started = wanted.server, self.now()
         price = self.price(server)
@@ -226,6 +272,7 @@ class Fleet:
             app=server.app,
             agent=server.agent,
         )
+        await self.publish(wanted.launch_id, wanted.boot_s)
         try:
             async with asyncio.timeout(wanted.boot_s):
                 dyno = await self._launcher.launch(order)
@@ -320,11 +367,12 @@ class Fleet:
             return await self._launcher.list()
 
     async def aclose(self, left: Sequence[str]) -> None:
-        """Stop what must not stay, once and for a bounded time, and let go of the launcher."""
+        """Stop what must not stay, once and for a bounded time, and let go of launcher and book."""
         async with asyncio.TaskGroup() as stops:
             for dyno_id in left:
                 stops.create_task(self._stop_once(dyno_id))
         await self._launcher.aclose()
+        await self.book.aclose()
 
     async def _stop_once(self, dyno_id: str) -> None:
         with contextlib.suppress(TimeoutError):

@@ -78,7 +78,9 @@ class Rendezvous:
             raise web.HTTPBadRequest(text=f"this gateway speaks {SUBPROTOCOL}")
         credential = request.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
-            found = self._manager.recognise(credential, request.headers.get(CAPSULE_HEADER, ""))
+            found = await self._manager.recognise(
+                credential, request.headers.get(CAPSULE_HEADER, "")
+            )
         except TokenRefused:
             raise web.HTTPUnauthorized(text=CloseCode.BAD_TOKEN.sentence) from None
         socket = web.WebSocketResponse(
@@ -110,7 +112,7 @@ class Rendezvous:
             if text is None:
                 return
             hello = Hello.decode(text)
-            self._manager.reception.admit(credential, hello)
+            await self._manager.reception.admit(credential, hello)
             live = await self._adopted(parked, attachment, socket)
         except (TokenRefused, TokenReplayed):
             self._manager.pool.lost(parked)  # nobody can know which of two is honest
@@ -123,8 +125,10 @@ class Rendezvous:
         else:
             if live is not None:
                 await self._attach(live, credential, request, socket, hello)
-            else:
+            elif parked.over or parked.live is not None:
                 await attachment.close(CloseCode.SESSION_ENDED)
+            else:  # it is wanted at another process, or this one leaves
+                await attachment.close(CloseCode.DRAIN)
 
     async def _adopted(
         self, parked: Parked, attachment: SocketAttachment, socket: web.WebSocketResponse
@@ -196,7 +200,10 @@ class Rendezvous:
                 if text is None:
                     return False
                 hello = Hello.decode(text)
-                self._manager.reception.admit(credential, hello)
+                await self._manager.reception.admit(credential, hello)
+            if live.moved:
+                await attachment.close(CloseCode.DRAIN)
+                return False
             live.fence(attachment)
             welcome = self._manager.reception.welcome(live, hello)
             await socket.send_str(welcome.encode())
@@ -214,6 +221,7 @@ class Rendezvous:
         if not live.holds(attachment):
             return False
         live.attach(hello, journal, time.monotonic())
+        self._manager.attached(live)
         return True
 
     async def _serve(

@@ -6,6 +6,7 @@ somebody: the first message decides which era a process speaks for the rest of i
 
 import asyncio
 import contextlib
+import functools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -36,7 +37,9 @@ from gateway.registry.servers import Change, Registry, ServerDefinition
 from gateway.sessions.live import Live, OwnedLive, SharedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason
+from gateway.sessions.shelf import Learned, Shelf
 from gateway.sessions.streams import Item, Outbox
+from gateway.store.base import StoreAway
 
 PRINCIPAL: Final = GATEWAY
 """Whose throw-away runs are. No client has this name: it holds what API_KEY cannot."""
@@ -52,6 +55,9 @@ AGAIN_S = (5.0, 30.0, 120.0, 600.0)
 
 AT_ONCE = 2
 """Servers that are looked at at the same time."""
+
+NEWS_S = 1.0
+"""How often the store is asked what other processes have learned."""
 
 CLIENT: Final = {"name": "rendezvous gateway", "version": "1"}
 
@@ -96,6 +102,7 @@ class _Known:
         whole: set once the first look is over, translations included.
         stale: asks for another look.
         released: asks for it at once: the server is not what it was.
+        shared: set when another process has told what it has learned.
         why: what the last look failed of.
     """
 
@@ -105,6 +112,7 @@ class _Known:
     whole: asyncio.Event = field(default_factory=asyncio.Event)
     stale: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    shared: asyncio.Event = field(default_factory=asyncio.Event)
     why: str = ""
 
     def tells_of(self, era: Era) -> bool:
@@ -129,6 +137,9 @@ class Catalogues:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._shelf = Shelf(manager.store, manager.secret)
+        self._news: asyncio.Task[None] | None = None
+        manager.reception.chapter = functools.partial(self.chapter, era="legacy")
         self._changed(Change(frozenset(registry.names), frozenset()))
 
     def chapter(self, server: ServerDefinition, era: Era) -> Chapter | None:
@@ -190,6 +201,10 @@ class Catalogues:
         """Look at every server now, and again when a child contradicts what is known."""
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
+        if not self._shelf.alone:
+            with contextlib.suppress(StoreAway):
+                self._learn_from(await self._shelf.news())
+            self._news = self._tasks.create_task(self._hear_news(), name="catalogue news")
         for name in self._registry.names:
             self._start(name)
         return self
@@ -199,6 +214,8 @@ class Catalogues:
         tasks, self._tasks = self._tasks, None
         for loop in self._loops.values():
             loop.cancel()
+        if self._news is not None:
+            self._news.cancel()
         if tasks is not None:
             await tasks.__aexit__(None, None, None)
 
@@ -225,12 +242,14 @@ class Catalogues:
     async def _keep(self, name: str) -> None:
         """Look at one server; the more often in vain, the more rarely."""
         known, in_vain = self._known[name], 0
+        if known.shared.is_set():  # before this process asked anybody
+            await known.stale.wait()
         while (server := self._registry.find(name)) is not None:
             known.stale.clear()
             known.released.clear()
             before = known.chapters
             async with self._room:
-                good = await self._look(server, known)
+                good = await self._look_for_all(server, known)
             known.first.set()
             known.whole.set()
             news = good and not _same(before, known.chapters)
@@ -243,6 +262,50 @@ class Catalogues:
                     await known.released.wait()
                     in_vain = -1
             in_vain += 1
+
+    async def _look_for_all(self, server: ServerDefinition, known: _Known) -> bool:
+        """Learn what a server answers, or let the process that looks at it tell.
+
+        Returns:
+            Whether all of it was learned.
+        """
+        known.shared.clear()
+        try:
+            while not await self._shelf.may_look(server):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(NEWS_S):
+                        await known.shared.wait()
+                if known.shared.is_set():
+                    return True
+            good = await self._look(server, known)
+            if good:
+                self._learn_from(await self._shelf.put(server, known.spoken, known.chapters))
+            await self._shelf.looked(server)
+        except StoreAway as error:
+            known.why = f"what the processes share cannot be reached: {error}"
+            return False
+        return good
+
+    async def _hear_news(self) -> None:
+        while True:
+            await asyncio.sleep(NEWS_S)
+            with contextlib.suppress(StoreAway):
+                self._learn_from(await self._shelf.news())
+
+    def _learn_from(self, told: Mapping[str, Learned]) -> None:
+        """Believe what other processes have learned of servers that are the same here."""
+        for name, learned in told.items():
+            server, known = self._registry.find(name), self._known.get(name)
+            if server is None or known is None or learned.definition != self._shelf.digest(server):
+                continue
+            before = known.chapters
+            if server.era == "auto":
+                known.spoken = learned.spoken
+            known.chapters = learned.chapters
+            for event in (known.first, known.whole, known.shared):
+                event.set()
+            known.stale.clear()
+            self._tell(server, before)
 
     def _tell(self, server: ServerDefinition, before: Mapping[Era, Chapter]) -> None:
         """Tell sessions without a dyno what is not as they were told."""
@@ -292,12 +355,11 @@ class Catalogues:
     async def _learn(self, server: ServerDefinition, era: Era, face: Face) -> "Chapter | _Outcome":
         known, outcome = self._known[server.name], _Outcome.FAILED
         try:
-            run = self._begin(server, era)
+            run = await self._begin(server, era)
         except GatewayError as error:
             known.why = error.message
             return outcome
         session_id = run.live.record.session_id
-        run.live.tied = True  # to this process, which is its client
         try:
             self._manager.launch(run.live, face)
             async with asyncio.timeout(run.live.lease.boot_s + ANSWER_S):
@@ -327,11 +389,17 @@ class Catalogues:
         )
         return outcome
 
-    def _begin(self, server: ServerDefinition, era: Era) -> "_Run":
+    async def _begin(self, server: ServerDefinition, era: Era) -> "_Run":
+        """Open the session of a run. It is tied to this process, which is its client."""
         if era == "legacy":
             _, owned = self._manager.open(server, PRINCIPAL, CLIENT["name"])
+            owned.tied = True
+            await self._manager.publish(owned)
             return _LegacyRun(owned)
-        return _ModernRun(self._manager.share_anew(server, PRINCIPAL, CLIENT["name"]))
+        shared = await self._manager.share_anew(server, PRINCIPAL, CLIENT["name"])
+        shared.tied = True
+        self._manager.ownership.changed(shared)
+        return _ModernRun(shared)
 
 
 def _empty(server: ServerDefinition) -> _Known:

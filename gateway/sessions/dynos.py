@@ -5,11 +5,11 @@ import contextlib
 import functools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from dyno_agent.link import CloseCode
 from gateway import events
-from gateway.errors import GatewayError, LaunchFailed, NoRoom
+from gateway.errors import BudgetSpent, GatewayError, LaunchFailed, NoRoom
 from gateway.fleet.fleet import Fleet, Wanted
 from gateway.fleet.ledger import GATEWAY, Account, Bill, told
 from gateway.fleet.line import LineFull, WaitedTooLong
@@ -18,6 +18,7 @@ from gateway.sessions.endings import UNEXPECTED, boot_timeout
 from gateway.sessions.live import LADDER_S, Live
 from gateway.sessions.pool import Parked, Pool
 from gateway.sessions.record import Reason, State, Step
+from gateway.store.base import StoreAway
 
 LEAVE_S = LADDER_S + 3.0
 """How long an agent may take to end its child and go before its dyno is stopped from outside."""
@@ -25,7 +26,14 @@ LEAVE_S = LADDER_S + 3.0
 END_SLACK_S = 60.0
 """How long after the end of its session's life a dyno may take to be gone."""
 
+STORE_RETRY_S = 2
+"""When to try again what could not be written down first."""
+
 End = Callable[[Live, Reason, GatewayError], None]
+
+CalledElsewhere = Callable[[Live, Parked], Awaitable[None]]
+"""Makes the agent of a dyno, which stands at another process's door, serve a session of ours; may
+raise `StoreAway`."""
 
 
 class Dynos:
@@ -35,14 +43,24 @@ class Dynos:
         fleet: gets and stops dynos.
         pool: has some ready.
         end: ends a session whose dyno cannot be had or is gone.
+        called_elsewhere: calls an agent from another process's door.
+
+    Attributes:
+        fleet: gets and stops dynos.
+        pool: has some ready.
     """
 
-    def __init__(self, fleet: Fleet, pool: Pool, end: End) -> None:
-        self._fleet = fleet
-        self._pool = pool
+    def __init__(
+        self, fleet: Fleet, pool: Pool, end: End, called_elsewhere: CalledElsewhere
+    ) -> None:
+        self.fleet = fleet
+        self.pool = pool
         self._emit = fleet.emit
         self._end = end
+        self._called_elsewhere = called_elsewhere
         self._launching: dict[Live, asyncio.Task[None]] = {}
+        self._adopting: set[Live] = set()
+        self._let_go: set[Live] = set()
         self._queued: set[Live] = set()
         self._told: dict[Live, int] = {}
         self._closing: dict[Live, asyncio.Task[None]] = {}
@@ -51,6 +69,11 @@ class Dynos:
     def closing(self) -> int:
         """How many sessions are being closed."""
         return len(self._closing)
+
+    @property
+    def adopting(self) -> int:
+        """How many sessions are about to get a dyno that the ledger has not for them yet."""
+        return len(self._adopting)
 
     @property
     def queue(self) -> list[tuple[Live, int]]:
@@ -64,24 +87,32 @@ class Dynos:
     def check_room(self, live: Live) -> None:
         """Make sure that a session may have a dyno; see `Fleet.check_room` for what it raises."""
         record = live.record
-        parked = None if record.principal == GATEWAY else self._pool.next(record.server)
+        parked = None if record.principal == GATEWAY else self.pool.next(record.server)
         adopting = None if parked is None else parked.launch_id
-        self._fleet.check_room(record.server, record.principal, _longest_s(live), adopting)
+        self.fleet.check_room(record.server, record.principal, _longest_s(live), adopting)
 
     def launch(self, live: Live, tasks: asyncio.TaskGroup) -> None:
         """Get a session's dyno: one that is parked, or a new one."""
         record = live.record
-        parked = None if record.principal == GATEWAY else self._pool.take(record.server)
-        if parked is not None:
-            record.launch_id = parked.launch_id
-            self._tell_launching(live)
-            self._adopt(live, parked)
-            return
         record.launch_id = secrets.token_hex(12)
-        self._tell_launching(live)
-        self._fleet.reserve(record.launch_id, record.server, _account(live), _longest_s(live))
+        if record.principal == GATEWAY or self.pool.next(record.server) is None:
+            self._reserve(live)
+        else:
+            self._adopting.add(live)
         name = f"launch {record.session_id}"
         self._launching[live] = tasks.create_task(self._launch(live), name=name)
+
+    def _reserve(self, live: Live) -> None:
+        record = live.record
+        self._tell_launching(live)
+        self.fleet.reserve(record.launch_id, record.server, _account(live), _longest_s(live))
+
+    def let_go(self, live: Live) -> None:
+        """Another process has a session now, or will have it: its dyno is that one's to stop."""
+        if live.record.launch_id:
+            self.fleet.book.disown(live.record.launch_id)
+        if live in self._launching:
+            self._let_go.add(live)
 
     def close(
         self, live: Live, reason: Reason, error: GatewayError, tasks: asyncio.TaskGroup
@@ -104,22 +135,57 @@ class Dynos:
         return [dyno_id for dyno_id in left if dyno_id is not None]
 
     def inherit(self, live: Live) -> None:
-        """Pay for the dyno of a session that an agent has brought here."""
-        record, fleet = live.record, self._fleet
+        """Pay for the dyno of a session that an agent has brought here, and stop it in the end."""
+        record, fleet = live.record, self.fleet
         server = record.server
         latest_end = fleet.now() + _longest_s(live)
         price, size = fleet.price(server), server.size or ""
         fleet.book.open(record.launch_id, _account(live), price, size, record.billed, latest_end)
+        fleet.book.own(record.launch_id)
 
-    def _adopt(self, live: Live, parked: Parked) -> None:
-        record, fleet = live.record, self._fleet
+    async def _adopts(self, live: Live) -> bool:
+        """Let a session have a parked dyno, if there is one; return whether it has one now.
+
+        Raises:
+            BudgetSpent: it could cost more than is left.
+            StoreAway: none can be had.
+        """
+        parked = await self.pool.take(live.record.server)
+        if parked is None:
+            return False
+        kept = False
+        try:
+            if not self._wants(live):
+                return False
+            if live not in self._adopting:  # it has stood in line, with a reservation
+                self.fleet.give_up(live.record.launch_id)
+            now = self.fleet.now()
+            account, latest_end = _account(live), now + _longest_s(live)
+            bill = self.fleet.book.transfer(parked.launch_id, account, now, latest_end)
+            await self.fleet.settled(parked.launch_id)
+            kept = True
+        finally:
+            if not kept:
+                self.pool.put_back(parked)
+        self._adopt(live, parked, bill)
+        await self._call(live, parked)
+        return True
+
+    def _wants(self, live: Live) -> bool:
+        """Whether a session still has a use for a dyno."""
+        return not live.record.over and live not in self._let_go
+
+    def _adopt(self, live: Live, parked: Parked, bill: Bill | None) -> None:
+        record, fleet = live.record, self.fleet
         record.launch_id, record.dyno_id = parked.launch_id, parked.dyno_id
+        if live in self._adopting:
+            self._adopting.discard(live)
+            self._tell_launching(live)
         self._began(live)
-        now = fleet.now()
-        account, latest_end = _account(live), now + _longest_s(live)
-        bill = fleet.book.transfer(parked.launch_id, account, now, latest_end)
-        fleet.desk.assign(parked.launch_id, record.fingerprint)
-        record.billed = now
+        entry = fleet.book.running(parked.launch_id)
+        record.billed = fleet.now() if entry is None else entry.since
+        if fleet.desk.known(parked.launch_id) is not None:
+            fleet.desk.assign(parked.launch_id, record.fingerprint)
         waited_s = 0.0 if parked.ready is None else time.monotonic() - parked.ready
         pool_dyno_s, pool_usd = told(bill)
         self._emit(
@@ -132,9 +198,21 @@ class Dynos:
                 pool_usd=pool_usd,
             )
         )
-        live.launched.set()
-        parked.live = live
+        if not record.over:  # or it is given back at once
+            parked.live = live
         parked.called.set()
+        self.pool.adopted(parked)
+
+    async def _call(self, live: Live, parked: Parked) -> None:
+        """Let the agent come to its session, at whichever door it stands or dials next."""
+        if self.pool.at_door(parked.launch_id) is not None:
+            with contextlib.suppress(StoreAway):  # it has its WELCOME already
+                await self.fleet.assign(parked.launch_id, live.record.fingerprint)
+            return
+        try:
+            await self._called_elsewhere(live, parked)
+        except StoreAway as away:
+            self._end(live, Reason.BOOT_FAILED, _not_written(live, away))
 
     def _tell_launching(self, live: Live) -> None:
         record = live.record
@@ -142,7 +220,7 @@ class Dynos:
             events.Launching(
                 session=record.session_id,
                 launch=record.launch_id,
-                launcher=self._fleet.launcher,
+                launcher=self.fleet.launcher,
                 face=record.face,
             )
         )
@@ -153,12 +231,9 @@ class Dynos:
         live.lease.launched = live.record.launched = time.monotonic()
 
     async def _launch(self, live: Live) -> None:
-        record, lease = live.record, live.lease
-        wanted = Wanted(
-            record.launch_id, record.fingerprint, record.server, lease.boot_s, _longest_s(live)
-        )
+        record = live.record
         try:
-            dyno = await self._obtain(live, wanted)
+            await self._get(live)
         except LaunchError as failure:
             wait_s = failure.retry_after_s
             error = LaunchFailed(
@@ -166,45 +241,65 @@ class Dynos:
                 retry_after_s=None if wait_s is None else max(1, round(wait_s)),
             )
             self._failed(live, Reason.BOOT_FAILED, error)
+        except StoreAway as away:
+            self._failed(live, Reason.BOOT_FAILED, _not_written(live, away))
         except (LineFull, WaitedTooLong) as failure:
             self._failed(live, Reason.NO_ROOM, NoRoom(f"{failure}; try again later"))
+        except BudgetSpent as spent:
+            self._failed(live, Reason.NO_ROOM, spent)
         except TimeoutError:
-            if record.state is State.LAUNCHING:
+            if record.state is State.LAUNCHING and live not in self._let_go:
                 self._end(live, Reason.BOOT_TIMEOUT, boot_timeout(live))
-        else:
-            if record.launch_id != wanted.launch_id:
-                return  # it has adopted one
-            entry = self._fleet.book.running(record.launch_id)
-            record.billed = self._fleet.now() if entry is None else entry.since
-            if dyno is not None:
-                record.dyno_id = dyno.dyno_id
-                self._emit(
-                    events.Launched(
-                        session=record.session_id, launch=record.launch_id, dyno=dyno.dyno_id
-                    )
-                )
-            live.tell_phase("the dyno boots")
         finally:
             self._queued.discard(live)
+            self._adopting.discard(live)
+            self._let_go.discard(live)
             self._told.pop(live, None)
             del self._launching[live]
             live.launched.set()
 
+    async def _get(self, live: Live) -> None:
+        """Get a parked dyno, or a new one."""
+        record, lease = live.record, live.lease
+        if live in self._adopting:
+            if await self._adopts(live):
+                return
+            self._adopting.discard(live)
+            if self._wants(live):
+                self._reserve(live)
+        launch_id = record.launch_id
+        await self.fleet.settled(launch_id)
+        if not self._wants(live):
+            self.fleet.give_up(launch_id)
+            record.launch_id = ""
+            return
+        wanted = Wanted(
+            launch_id, record.fingerprint, record.server, lease.boot_s, _longest_s(live)
+        )
+        dyno = await self._obtain(live, wanted)
+        if record.launch_id != launch_id or live in self._let_go:
+            return  # it has adopted one, or is another process's
+        entry = self.fleet.book.running(launch_id)
+        record.billed = self.fleet.now() if entry is None else entry.since
+        if dyno is not None:
+            record.dyno_id = dyno.dyno_id
+            self._emit(
+                events.Launched(session=record.session_id, launch=launch_id, dyno=dyno.dyno_id)
+            )
+        live.tell_phase("the dyno boots")
+
     async def _obtain(self, live: Live, wanted: Wanted) -> Dyno | None:
         """Get a dyno, in line if need be; see `Fleet.launch` and `Line.through`."""
-        line = self._fleet.line(wanted.server.app)
+        line = self.fleet.line(wanted.server.app)
 
         async def attempt() -> Dyno | None:
             self._began(live)
-            return await self._fleet.launch(wanted)
+            return await self.fleet.launch(wanted)
 
         async def turn() -> Dyno | None:
-            parked = None if live.record.over else self._pool.take(wanted.server)
-            if parked is None:
-                return await attempt()
-            self._fleet.give_up(wanted.launch_id)
-            self._adopt(live, parked)
-            return None
+            if not live.record.over and await self._adopts(live):
+                return None
+            return await attempt()
 
         if live.record.principal != GATEWAY:
             place = functools.partial(self._in_line, live)
@@ -215,9 +310,9 @@ class Dynos:
 
     def _failed(self, live: Live, reason: Reason, error: GatewayError) -> None:
         """There is no dyno, and there will be none; unless its agent has been here, that is."""
-        if live.record.state not in (State.LAUNCHING, State.CLOSING):
+        if live.record.state not in (State.LAUNCHING, State.CLOSING) or live in self._let_go:
             return
-        self._fleet.give_up(live.record.launch_id)
+        self.fleet.give_up(live.record.launch_id)
         live.record.launch_id = ""
         self._end(live, reason, error)
 
@@ -242,7 +337,7 @@ class Dynos:
             bill = await self._give_back(live) if record.launch_id else None
         except asyncio.CancelledError:
             # This process leaves, and the platform has not said that the dyno is gone.
-            bill = self._fleet.settle(record.launch_id)
+            bill = self.fleet.settle(record.launch_id)
             raise
         finally:
             self._closed(live, reason, error, bill)
@@ -278,12 +373,15 @@ class Dynos:
                     await live.gone.wait()
         if live in self._queued:
             self._launching[live].cancel()
-            self._fleet.give_up(record.launch_id)
+            self.fleet.give_up(record.launch_id)
             return None
-        self._fleet.disown(record.launch_id)
+        self.fleet.disown(record.launch_id)
         await live.refuse(CloseCode.SESSION_ENDED)
         await live.launched.wait()
-        return await self._fleet.stop(
+        if not record.launch_id:
+            return None  # there was none after all
+        self.fleet.disown(record.launch_id)  # if it has adopted one meanwhile
+        return await self.fleet.stop(
             record.launch_id, record.dyno_id, record.server.app, self._left(live)
         )
 
@@ -291,7 +389,16 @@ class Dynos:
         """Return when the agent was here last, wall clock: if the dyno is gone, since then."""
         if live.left is None:
             return None
-        return self._fleet.now() - (time.monotonic() - live.left)
+        return self.fleet.now() - (time.monotonic() - live.left)
+
+
+def _not_written(live: Live, away: StoreAway) -> LaunchFailed:
+    name = live.record.server.name
+    return LaunchFailed(
+        f"no dyno could be had for {name}: what the gateway processes share cannot be reached"
+        f" ({away})",
+        retry_after_s=STORE_RETRY_S,
+    )
 
 
 def _account(live: Live) -> Account:

@@ -7,12 +7,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dyno_agent.link import Channel, ChildSpec, CloseCode, Hello, LinkLost, Welcome
 from dyno_agent.link.resumption import GENERAL, JournalPage
 from gateway import events
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Moved, Restarting
 from gateway.jsonrpc import Envelope
 from gateway.patience import patience
 from gateway.sessions.delivery import Delivery
@@ -22,6 +22,9 @@ from gateway.sessions.record import SessionRecord, State, Step
 from gateway.sessions.session import Session
 from gateway.sessions.shared import SharedSession
 from gateway.sessions.streams import Item, Outbox
+
+if TYPE_CHECKING:
+    from gateway.eras.legacy import Opening
 
 LADDER_S = 5.0
 """Kill ladder in the dyno, from the end of input to SIGKILL. Well inside the platform's 30 s."""
@@ -67,7 +70,12 @@ class Live:
         rebuilt: it continues one that has ended, and whose state is lost.
         contradicted: it was told that the child contradicts the catalogue.
         tied: it ends with the one connection of its client.
+        opening: what its client has said, if a child has heard or will hear that from us.
+        told: its client was answered from the catalogue.
+        moved: another process holds it by now.
+        expected: its agent is at the door, and has not been welcomed yet.
         epoch: number of the current attachment.
+        claimed: fence that its claim is held under, as far as the store has said.
         large_bodies: to hold while a large message of the client is read.
     """
 
@@ -77,7 +85,9 @@ class Live:
         self.fresh = False
         self.handed_over = False
         self.rebuilt = self.contradicted = self.tied = False
-        self.epoch = 0
+        self.opening: Opening | None = None
+        self.told = self.moved = self.expected = False
+        self.epoch = self.claimed = 0
         self.launched = asyncio.Event()
         self.gone = asyncio.Event()
         self.left: float | None = None
@@ -157,6 +167,18 @@ class Live:
         """True when its agent can bring it to another process, where its client can follow."""
         return self.lease.booted and not self.tied
 
+    @property
+    def carried(self) -> bool:
+        """True once an agent was welcomed: it brings the session along."""
+        return self.record.state not in (State.REQUESTED, State.LAUNCHING)
+
+    @property
+    def movable(self) -> bool:
+        """True when another process that knows its claim could go on with it, agent or not."""
+        if self.tied:
+            return False
+        return self.lease.booted or self.opening is not None
+
     def hand_over(self) -> bool:
         """End the streams whose clients come back; return whether calls of others still run."""
         for outbox in [each for each in self._outboxes if each.resumable or not each.label]:
@@ -164,6 +186,37 @@ class Live:
             self._outboxes.discard(outbox)
             self.session.stream_gone(outbox, time.monotonic())
         return bool(self._outboxes)
+
+    def leave(self) -> None:
+        """Another process has the session: whoever waits here follows it, if that can be.
+
+        Where a response has begun, its client comes back by itself if it can, and is told what has
+        happened if it cannot.
+        """
+        self.handed_over = self.moved = True
+        self.hand_over()
+        for outbox in [each for each in self._outboxes if not each.begun]:
+            outbox.close()
+            self._outboxes.discard(outbox)
+            self.session.stream_gone(outbox, time.monotonic())
+        error = Restarting("the session has moved to another gateway process; send it again")
+        self.fail(error, time.monotonic(), all_calls=False)
+
+    def abort(self) -> None:
+        """Drop the connection of its agent, which is elsewhere."""
+        if self._attachment is not None:
+            self._attachment.abort()
+
+    def gone_elsewhere(self) -> GatewayError:
+        """Return what ends a request whose session is not here any more, before it was answered."""
+        if self.moved:
+            return Moved("the session has moved to another gateway process; send the request again")
+        return Restarting("this gateway process is shutting down; send the request again")
+
+    @property
+    def telling(self) -> bool:
+        """True while a response has begun that its client could not continue elsewhere."""
+        return any(outbox.begun for outbox in self._outboxes)
 
     def fail(self, error: GatewayError, now: float, *, all_calls: bool = True) -> None:
         """Answer all running calls, or those that have a stream, and end all streams."""
@@ -227,6 +280,7 @@ class Live:
             ProtocolViolation: the agent claims what cannot be.
         """
         self.session.link.attach(hello.received, now)
+        self.expected = False
         if self.fresh:
             self.fresh = False
             self.session.hydrate(journal, now)
@@ -421,6 +475,17 @@ class SharedLive(Live):
     """A live session whose child has several callers."""
 
     session: SharedSession[Outbox]
+
+    @property
+    def movable(self) -> bool:
+        """See `Live.movable`; the one request that such a session was made for is here."""
+        return super().movable or (not self.tied and self.record.server.isolation != "request")
+
+    def gone_elsewhere(self) -> GatewayError:
+        """See `Live.gone_elsewhere`; what an agent may have taken must not be asked twice."""
+        if self.moved and self.carried:
+            return Restarting("the session has moved to another gateway process; send it again")
+        return super().gone_elsewhere()
 
     def perform(self, deliveries: list[Delivery[Outbox]]) -> None:
         """Put deliveries into their outboxes; who lets too much lie there is cut off."""

@@ -6,55 +6,58 @@ It decides nothing about messages (`owned`, `shared`) or durations (`lease`): it
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Self
 
 import msgspec
 
-from dyno_agent.link import DEFAULT_LIMITS, CloseCode, Endpoint, Face, Limits
+from dyno_agent.link import Face
 from gateway import events
 from gateway.eras.catalogue import Chapter
 from gateway.eras.legacy import Opening
 from gateway.errors import (
     Busy,
     GatewayError,
+    Moved,
     Restarting,
     SessionAway,
     SessionEnded,
     StaleState,
+    StoreUnavailable,
     UnknownServer,
     UnknownSession,
 )
+from gateway.fleet.book import Book
 from gateway.fleet.desk import JoinDesk
 from gateway.fleet.fleet import Fleet, Rules
-from gateway.fleet.ledger import Budgets, Ledger
-from gateway.fleet.warmth import Caps
+from gateway.fleet.ledger import Ledger
+from gateway.fleet.passes import Passes
 from gateway.launchers.base import Launcher
 from gateway.patience import patience
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos
 from gateway.sessions.endings import overdue
+from gateway.sessions.farewell import DRAIN_S, Farewell
 from gateway.sessions.keys import SessionKeys
-from gateway.sessions.lease import Lease
 from gateway.sessions.live import Live, OwnedLive, SharedLive
+from gateway.sessions.making import Maker
+from gateway.sessions.neighbours import Neighbours
 from gateway.sessions.overture import Overture
-from gateway.sessions.owned import OwnedSession
+from gateway.sessions.ownership import Ownership
 from gateway.sessions.pool import Parked, Pool
+from gateway.sessions.quotas import Quotas
 from gateway.sessions.reception import Reception
 from gateway.sessions.reconciler import Reconciler
-from gateway.sessions.record import Reason, SessionRecord, State, Step
+from gateway.sessions.record import Reason, State, Step
 from gateway.sessions.sealing import BadSeal, Sealer
 from gateway.sessions.seals import Seal, Seals
-from gateway.sessions.shared import SharedSession
+from gateway.sessions.terms import Terms
+from gateway.sessions.whereabouts import Hold, Whereabouts
+from gateway.store.base import Store, StoreAway
+from gateway.store.memory import MemoryStore
 
 TICK_S = 0.25
 """Period of the deadline loop: how late a limit may strike."""
-
-DRAIN_S = 20.0
-"""How long a shutdown waits in all for calls whose clients cannot come back, for sessions to close
-and for the pool to empty; the platform kills after 30 s."""
 
 HOLD_S = 15.0
 """How long a request waits for the agent of a session that this process has not seen yet."""
@@ -67,42 +70,14 @@ SETTLED_S = 30.0
 """How long after its start a process may still expect any agent that can reach it. From then on a
 session that was opened without a dyno is taken for one that had none yet, and is not known here."""
 
+STORE_S = 2.0
+"""How long the end of this process may wait for the store to know it."""
+
 MAX_DORMANT = 10_000
 """Sessions without a dyno. They cost a few KiB each; beyond, the one that was used least goes."""
 
 CARRIED_CHARACTERS = 4096
 """How long what a session key carries may be: a header has 8 KiB."""
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the manager must know of the deployment.
-
-    Attributes:
-        url: base URL that agents dial.
-        secret: seals session keys and capsules.
-        max_sessions: sessions with a dyno at once.
-        grace_s: how long an agent may be out of reach before its session ends.
-        budgets: what dynos may cost.
-        caps: what parked dynos may cost.
-        queue_length: sessions that may wait while an app's dyno limit is reached.
-        queue_timeout_s: how long one may.
-        hand_over: another process will have the same secret: a shutdown leaves sessions to it.
-        limits: of every link.
-        wall_clock: seconds since 1970; gateway processes compare it with one another's only.
-    """
-
-    url: str
-    secret: bytes = field(repr=False)
-    max_sessions: int
-    grace_s: float = 300.0
-    budgets: Budgets = field(default_factory=Budgets)
-    caps: Caps = field(default_factory=Caps)
-    queue_length: int = 20
-    queue_timeout_s: float = 120.0
-    hand_over: bool = False
-    limits: Limits = DEFAULT_LIMITS
-    wall_clock: Callable[[], float] = time.time  # noqa: TID251 - outlives a process, see capsule.py
 
 
 class Reopening(msgspec.Struct, frozen=True):
@@ -117,13 +92,16 @@ class Manager:
     """All live sessions of this gateway. Use it as an async context manager.
 
     Attributes:
+        store: what the processes share.
         directory: the sessions that live here.
+        ownership: who holds which session.
         reception: for agents.
         fleet: all dynos, and what they cost.
         pool: dynos without a session.
         dynos: of the sessions.
         reconciler: hears what the platform tells by itself.
         seals: for what modern clients bring back.
+        neighbours: what other processes tell, and are told.
     """
 
     def __init__(
@@ -132,31 +110,42 @@ class Manager:
         registry: Registry,
         terms: Terms,
         emit: events.Sink,
+        store: Store | None = None,
     ) -> None:
         self._terms = terms
         self._sinks = [emit]
         self._registry = registry
         self._keys = SessionKeys(terms.secret, secrets.token_urlsafe)
         self._openings = Sealer(terms.secret, "rendezvous reopening v1", Reopening)
-        self._started = time.monotonic()
         self._tasks = asyncio.TaskGroup()
-        self._hands_over = terms.hand_over
-        self._drained_by: float | None = None
         desk = JoinDesk(secrets.token_urlsafe)
         rules = Rules(terms.url, terms.queue_length, terms.queue_timeout_s, terms.wall_clock)
-        self.fleet = Fleet(launcher, desk, Ledger(terms.budgets), rules, self.emit)
+        self.store = MemoryStore() if store is None else store
+        self._quotas = Quotas(terms, self.store)
+        self.passes = Passes(desk, self.store, terms.wall_clock)
+        self.book = Book(Ledger(terms.budgets), self.store)
+        self.fleet = Fleet(launcher, desk, self.passes, self.book, rules, self.emit)
         self.seals = Seals(terms.secret)
+        self._maker = maker = Maker(registry, self.fleet, self.seals, terms.grace_s, terms.limits)
         self.directory = Directory()
-        self.pool = Pool(self.fleet, registry, terms.caps)
+        self.ownership = Ownership(self.store, self.fleet.now, self._lost, self.emit)
+        self.pool = Pool(self.fleet, registry, terms.caps, self.store)
+        self.dynos = Dynos(self.fleet, self.pool, self.end, self._call_elsewhere)
         self.reception = Reception(
             self.directory,
-            self.fleet,
-            self.pool,
-            registry,
-            self._make,
+            self.ownership,
+            self.dynos,
+            self.passes,
+            maker,
             terms.secret,
         )
-        self.dynos = Dynos(self.fleet, self.pool, self.end)
+        self._whereabouts = Whereabouts(
+            self.directory,
+            self.ownership,
+            self.reception,
+            hand_over=terms.hand_over,
+            ghost_s=terms.grace_s + HOLD_S,
+        )
         self.reconciler = Reconciler(
             self.fleet,
             self.directory,
@@ -165,12 +154,31 @@ class Manager:
             terms.grace_s,
             self.end,
         )
+        self._farewell = Farewell(
+            self.directory,
+            self.ownership,
+            self.dynos,
+            self.reconciler,
+            self.end,
+            hands_over=terms.hand_over,
+        )
+        self.neighbours = Neighbours(
+            self.directory,
+            self.ownership,
+            self.reception,
+            self.dynos,
+            self.reconciler,
+            self._tasks,
+        )
 
     async def __aenter__(self) -> Self:
         """Start the loops."""
+        await self.store.__aenter__()
         await self._tasks.__aenter__()
         self._loops = [
             self._tasks.create_task(self._watch_deadlines(), name="deadlines"),
+            self._tasks.create_task(self.ownership.keep(), name="ownership"),
+            self._tasks.create_task(self.book.keep(), name="ledger"),
             self._tasks.create_task(self.reconciler.keep(), name="reconciler"),
             self._tasks.create_task(self.pool.keep(), name="pool"),
         ]
@@ -180,10 +188,12 @@ class Manager:
         """End or hand over every session, then the loops, then the launcher."""
         await self.drain()
         left = self.dynos.cancel()
+        await self.ownership.settled(STORE_S)
         for task in self._loops:
             task.cancel()
         await self._tasks.__aexit__(None, None, None)
         await self.fleet.aclose([*left, *self.pool.left])
+        await self.store.__aexit__(None, None, None)
 
     def emit(self, event: events.Event) -> None:
         """Tell every sink what happened."""
@@ -198,6 +208,11 @@ class Manager:
     def sessions(self) -> int:
         """How many sessions live or are being closed."""
         return len(self.directory) + self.dynos.closing
+
+    @property
+    def secret(self) -> bytes:
+        """The deployment's."""
+        return self._terms.secret
 
     @property
     def draining(self) -> bool:
@@ -239,11 +254,26 @@ class Manager:
         if len(carried) > CARRIED_CHARACTERS:
             carried = ""
         key = self._keys.mint(carried, dormant=chapter is not None)
-        live = self._make_owned(SessionKeys.fingerprint(key), server, principal)
+        live = self._maker.owned(SessionKeys.fingerprint(key), server, principal)
         if chapter is not None and opening is not None:
+            live.opening, live.told = opening, True
             live.session.overture = Overture(opening, chapter)
         self._enter(live, client)
         return key, live
+
+    async def publish(self, live: Live) -> None:
+        """Let every process know a session that `open` has made, before its client does.
+
+        Raises:
+            QuotaReached: its principal opens too many; the session is ended.
+            StoreUnavailable: that cannot be; the session is ended.
+        """
+        try:
+            await self._quotas.draw(live.record.principal)
+            await self.ownership.publish(live)
+        except GatewayError as error:
+            self.end(live, Reason.NO_ROOM, SessionEnded(error.message))
+            raise
 
     async def find(self, key: str, principal: str, server: ServerDefinition) -> OwnedLive:
         """Return the live session that a client presents.
@@ -252,20 +282,22 @@ class Manager:
         redials until its grace period is over.
 
         Raises:
+            Elsewhere: another process holds it.
+            StoreUnavailable: nobody knows who does.
             Restarting: this process leaves.
             SessionAway: the agent has not come yet.
             UnknownSession: no such session, or not of this principal and server.
         """
-        if self.draining:
-            raise Restarting("this gateway process is shutting down; send the request again")
         fingerprint = SessionKeys.fingerprint(key)
-        live = self.directory.get(fingerprint)
-        away = self._may_come(key, fingerprint) if live is None else live.arriving
-        if away:
-            live = await self.directory.arrival(fingerprint, patience(HOLD_S))
+        if self.draining:
+            raise await self._not_here(fingerprint)
+        live, away = self.directory.here(fingerprint), False
+        if live is None and (self._keys.issued(key) or self.directory.get(fingerprint)):
+            hold = Hold(HOLD_S, self._terms.grace_s + HOLD_S)
+            live, away = await self._whereabouts.seek(fingerprint, hold)
         if live is None and server.stale == "rebuild" and self._keys.issued(key):
-            live = self._rebuild(key, fingerprint, principal, server)
-        settled = time.monotonic() - self._started >= SETTLED_S
+            live = await self._rebuild(key, fingerprint, principal, server)
+        settled = time.monotonic() - self.store.blank_since >= SETTLED_S
         if live is None and away and not (settled and self._keys.may_be_dormant(key)):
             raise SessionAway(
                 "the session's dyno has not dialled this gateway process yet; send the request "
@@ -281,16 +313,7 @@ class Manager:
             )
         return live
 
-    def _may_come(self, key: str, fingerprint: str) -> bool:
-        up_s = time.monotonic() - self._started
-        return (
-            self.directory.ended(fingerprint) is None
-            and up_s < self._terms.grace_s + HOLD_S
-            and self._terms.hand_over
-            and self._keys.issued(key)
-        )
-
-    def _rebuild(
+    async def _rebuild(
         self, key: str, fingerprint: str, principal: str, server: ServerDefinition
     ) -> OwnedLive | None:
         """Open an ended session once more, as its client once did; None if it may not be."""
@@ -302,9 +325,15 @@ class Manager:
             return None
         if (carried.principal, carried.server) != (principal, server.name):
             return None
-        live = self._make_owned(fingerprint, server, principal)
+        live = self._maker.owned(fingerprint, server, principal)
+        live.opening = carried.opening
         live.session.overture = Overture(carried.opening, None)
         live.rebuilt = True
+        await self.ownership.publish(live)
+        other = self.directory.get(fingerprint)
+        if isinstance(other, OwnedLive):  # of a request beside this one
+            self.ownership.changed(other)
+            return other
         self._enter(live, "")
         return live
 
@@ -322,41 +351,71 @@ class Manager:
             client: what the client calls itself, for the log.
 
         Raises:
+            Elsewhere: another process holds it.
+            StoreUnavailable: nobody knows who does.
             Restarting: this process leaves.
             Busy: the gateway holds as many sessions as it may.
             UnknownServer: there is none yet, and the server is disconnected.
         """
-        if self.draining:
-            raise Restarting("this gateway process is shutting down; send the request again")
         fingerprint = SessionKeys.lease(server.name, principal, handle)
-        live = self.directory.get(fingerprint)
-        if live is None or live.arriving:
-            live = await self.directory.arrival(fingerprint, patience(self._return_s(live)))
+        if self.draining:
+            raise await self._not_here(fingerprint)
+        live = await self._returned(fingerprint)
         if live is None:
-            return self._share_anew(fingerprint, server, principal, client)
+            return await self._share_anew(fingerprint, server, principal, client)
         if not isinstance(live, SharedLive):
             raise UnknownSession("a session of another kind has this name")
         return live
 
-    def share_anew(self, server: ServerDefinition, principal: str, client: str) -> SharedLive:
+    async def share_anew(self, server: ServerDefinition, principal: str, client: str) -> SharedLive:
         """Return a session like `share`, with a handle that nobody else knows."""
         fingerprint = SessionKeys.lease(server.name, principal, secrets.token_urlsafe(18))
-        return self._share_anew(fingerprint, server, principal, client)
+        return await self._share_anew(fingerprint, server, principal, client)
 
-    def _share_anew(
+    async def _share_anew(
         self, fingerprint: str, server: ServerDefinition, principal: str, client: str
     ) -> SharedLive:
         self._check_open()
         self.check_registered(server)
-        live = self._make_shared(fingerprint, server, principal)
+        await self._quotas.draw(principal)
+        live = self._maker.shared(fingerprint, server, principal)
+        claim = None if self.store.alone else await self.ownership.find(fingerprint)
+        await self.ownership.publish(live, 0 if claim is None else claim.fence)
+        other = self.directory.get(fingerprint)
+        if isinstance(other, SharedLive):  # of a request beside this one
+            self.ownership.changed(other)
+            return other
         self._enter(live, client)
         return live
 
-    def _return_s(self, live: Live | None) -> float:
+    async def _not_here(self, fingerprint: str) -> GatewayError:
+        """Return what a request is told that comes while this process leaves.
+
+        Raises:
+            Elsewhere: where its session is.
+        """
+        if not self.store.alone:
+            claim = await self.ownership.look(fingerprint)
+            if claim is not None and not claim.ended:
+                return Moved("this gateway process is shutting down; send the request again")
+        return Restarting("this gateway process is shutting down; send the request again")
+
+    async def _returned(self, fingerprint: str) -> Live | None:
+        """Return a shared session; None if there is none, or its agent does not come back."""
+        live = self.directory.here(fingerprint)
         if live is not None:
-            return HOLD_S
-        up_s = time.monotonic() - self._started
-        return max(0.0, RETURN_S - up_s) if self._terms.hand_over else 0.0
+            return live
+        if self.directory.get(fingerprint) is not None:
+            return await self.directory.arrival(fingerprint, patience(HOLD_S))
+        hold_s = HOLD_S
+        if self.store.alone:
+            hold_s = max(0.0, self.store.blank_since + RETURN_S - time.monotonic())
+        found, away = await self._whereabouts.seek(fingerprint, Hold(hold_s, RETURN_S))
+        if found is None and away and not self.store.alone:
+            raise SessionAway(
+                "the session's dyno has not dialled a gateway process yet; send the request again"
+            )
+        return found
 
     def contradicts(self, server: ServerDefinition, principal: str, handle: str) -> bool:
         """True when the child that these requests share has said something else than was told."""
@@ -369,9 +428,7 @@ class Manager:
         Raises:
             StaleState: its dyno is gone, or another server's.
         """
-        live = self.directory.get(seal.fingerprint)
-        if live is None or live.arriving:
-            live = await self.directory.arrival(seal.fingerprint, patience(self._return_s(live)))
+        live = await self._returned(seal.fingerprint)
         if (
             not isinstance(live, SharedLive)
             or live.record.launch_id != seal.launch_id
@@ -396,53 +453,6 @@ class Manager:
     def _check_open(self) -> None:
         if self.draining:
             raise Busy("this gateway is shutting down; try again in a moment")
-
-    def _make(
-        self,
-        fingerprint: str,
-        server: ServerDefinition,
-        principal: str,
-        session_id: str,
-        *,
-        shared: bool,
-    ) -> Live:
-        make = self._make_shared if shared else self._make_owned
-        return make(fingerprint, server, principal, session_id)
-
-    def _make_shared(
-        self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str = ""
-    ) -> SharedLive:
-        # Its fingerprint is the same in each of its lives; its name tells them apart.
-        session_id = session_id or f"s-{secrets.token_hex(6)}"
-        record, link, lease = self._facts(fingerprint, server, principal, session_id)
-        timeout_s = server.call_timeout
-        return SharedLive(
-            SharedSession(record, link, self.emit, timeout_s, self.seals), lease, self.emit
-        )
-
-    def _make_owned(
-        self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str = ""
-    ) -> OwnedLive:
-        session_id = session_id or SessionKeys.public_id(fingerprint)
-        record, link, lease = self._facts(fingerprint, server, principal, session_id)
-        return OwnedLive(
-            OwnedSession(record, link, self.emit, server.call_timeout), lease, self.emit
-        )
-
-    def _facts(
-        self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str
-    ) -> tuple[SessionRecord, Endpoint, Lease]:
-        now = time.monotonic()
-        lease = Lease(
-            launched=None,
-            boot_s=server.boot_timeout or self.fleet.boot_timeout_s,
-            idle_s=server.idle_timeout,
-            lifetime_s=server.max_lifetime,
-            grace_s=self._terms.grace_s,
-            active=now,
-        )
-        record = SessionRecord(session_id, fingerprint, principal, server, now)
-        return record, Endpoint(self._terms.limits, now=now), lease
 
     def _enter(self, live: Live, client: str) -> None:
         record = live.record
@@ -472,12 +482,9 @@ class Manager:
             raise Restarting("the session has just ended; send the request again")
         if live.record.state is not State.REQUESTED:
             return
-        dynos = self.sessions - len(self.directory.dormant)
-        if dynos >= self._terms.max_sessions:
-            raise Busy(
-                f"this gateway holds its limit of {self._terms.max_sessions} sessions "
-                "(MAX_SESSIONS); end one or try again later"
-            )
+        principal, adopting = live.record.principal, self.dynos.adopting
+        count = self.fleet.book.count
+        self._quotas.check(principal, count() + adopting, count(principal) + adopting)
         self.dynos.check_room(live)
 
     def launch(self, live: Live, face: Face) -> None:
@@ -499,6 +506,7 @@ class Manager:
         record.move(Step.LAUNCH)
         live.session.start(time.monotonic())
         self.dynos.launch(live, self._tasks)
+        self.ownership.changed(live)
 
     def end(self, live: Live, reason: Reason, error: GatewayError) -> None:
         """End a session: its calls are answered with `error`, its dyno is stopped."""
@@ -508,6 +516,7 @@ class Manager:
         record.move(Step.END)
         self.emit(events.Closing(session=record.session_id, reason=reason))
         self.directory.remove(live, reason)
+        self.ownership.ended(live, reason)
         live.fail(error, time.monotonic())
         self.dynos.close(live, reason, error, self._tasks)
 
@@ -517,19 +526,32 @@ class Manager:
 
     # For agents
 
-    def recognise(self, credential: str, capsule: str) -> Live | Parked:
+    async def recognise(self, credential: str, capsule: str) -> Live | Parked:
         """Return what an agent's credential leads to; see `Reception.recognise`.
 
         Raises:
             Restarting: this process leaves.
             TokenRefused: none.
+            Elsewhere: a session that can live at another process only.
+            StoreUnavailable: nobody knows.
         """
         if self.draining:
             raise Restarting("this gateway process is shutting down; dial again")
-        found = self.reception.recognise(credential, capsule, self.emit)
-        if isinstance(found, Live) and found.fresh:
-            self.dynos.inherit(found)
+        try:
+            found = await self.reception.recognise(credential, capsule)
+        except StoreAway as error:
+            raise StoreUnavailable(f"{error}; dial again") from error
         return found
+
+    async def _call_elsewhere(self, live: Live, parked: Parked) -> None:
+        await self.neighbours.call(live, parked)
+
+    def _lost(self, live: Live) -> None:
+        self.neighbours.lost(live, self.emit)
+
+    def attached(self, live: Live) -> None:
+        """An agent has come with a session: from now on it is held here."""
+        self.ownership.changed(live)
 
     def breach(self, live: Live, cause: str) -> None:
         """An agent broke the rules: its session is over, and nobody else's."""
@@ -559,56 +581,19 @@ class Manager:
             )
         if session.ending is not None:
             self.end(live, session.ending.reason, session.ending.error)
-        elif session.booted:
+        elif session.booted and not live.lease.booted:
             live.lease.booted = True
+            self.ownership.changed(live)  # from now on it can live elsewhere
 
     # The end of this process
 
     def keep_nothing(self) -> None:
         """Somebody at a terminal ends this process: `drain` shall end all sessions."""
-        self._hands_over = False
+        self._farewell.hands_over = False
 
     async def drain(self) -> None:
         """Take nothing new; hand every session over or end it, for a bounded time."""
-        if self._drained_by is None:
-            self._drained_by = time.monotonic() + DRAIN_S
-        deadline = self._drained_by
-        self.directory.drain()
-        self.pool.drain()
-        await self.reconciler.hurry()
-        error = SessionEnded("the gateway is shutting down; send `initialize` again in a moment")
-        for live in self.directory:
-            # One that has not booted ends: nobody else knows its join token.
-            if not self._hands_over or not live.may_be_handed_over:
-                self.end(live, Reason.DRAINED, error)
-        await self._hand_over(deadline)
-        await self.dynos.closed(max(0.0, deadline - time.monotonic()))
-        await self.pool.drained(max(0.0, deadline - time.monotonic()))
-
-    async def _hand_over(self, deadline: float) -> None:
-        """Leave the sessions to the next process.
-
-        Streams whose clients come back end at once; calls of others get time to be answered, and
-        then an error that they may be sent again.
-        """
-        async with asyncio.TaskGroup() as farewells:
-            while len(self.directory):
-                for live in self.directory:
-                    if not live.hand_over() or time.monotonic() >= deadline:
-                        self._let_go(live)
-                        farewells.create_task(live.refuse(CloseCode.DRAIN))
-                await asyncio.sleep(TICK_S)
-
-    def _let_go(self, live: Live) -> None:
-        self.directory.remove(live, None)
-        live.handed_over = True
-        calls = live.session.calls
-        live.fail(
-            Restarting("this gateway process is shutting down; send the request again"),
-            time.monotonic(),
-            all_calls=False,
-        )
-        self.emit(events.HandedOver(session=live.record.session_id, calls=calls))
+        await self._farewell.drain()
 
     # The loop
 

@@ -2,6 +2,10 @@
 
 A parked agent has said HELLO and is not welcomed yet: what it is to run comes with the WELCOME, so
 adoption is one message. It serves one session and leaves with it; none ever comes back here.
+
+All processes of a deployment have one pool. An agent stands at the door of the process that it has
+dialled; a session of any process adopts it: whoever takes its row out of the roster has it. One
+process, the leader, launches and stops.
 """
 
 import asyncio
@@ -11,21 +15,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gateway import events
 from gateway.errors import GatewayError
 from gateway.fleet import warmth
 from gateway.fleet.fleet import Fleet, Wanted
+from gateway.fleet.leading import Leading
 from gateway.fleet.ledger import POOL, Account, Month, told
+from gateway.fleet.roster import Edit, Row
+from gateway.fleet.stock import Parked, Stock
 from gateway.launchers.base import AtCapacity, LaunchError
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.registry.windows import count_at
-from gateway.sessions.live import Live
+from gateway.store.base import Store, StoreAway
 
-REDIAL_S = 60.0
-"""How long the agent of a parked dyno may be out of reach; nobody waits for it, so not for long."""
+__all__ = ["Parked", "Pool"]
 
 PLAN_S = 2.0
-"""How often the pool is compared with what is wanted."""
+"""How often the pool is compared with what is wanted, and with what other processes say of it."""
 
 AGAIN_S = 60.0
 """How long a server whose dyno could not be had waits for the next one."""
@@ -34,93 +42,113 @@ INVITATION_S = 900.0
 """How long the line that an operator pastes is good for."""
 
 
-@dataclass(eq=False, slots=True)
-class Parked:
-    """A dyno without a session.
+@dataclass(slots=True)
+class _Decision:
+    """What the leader wants to be done.
 
     Attributes:
-        launch_id: public name of its launch.
-        server: what it is for, as it was when the dyno was asked for.
-        started: when it was asked for, wall clock.
-        latest_end: it is not parked for longer than until then.
-        absent: since when its agent is not at the door, monotonic.
-        patience_s: how long it may be.
-        ours: we launched it; an operator's own is not stopped before its time.
-        dyno_id: the launcher's name of it, once known.
-        holder: the connection that its agent stands at the door with, the newest one.
-        ready: since when its agent stands at the door, monotonic; None while it does not.
-        live: the session that adopts it.
-        dialled: its agent has been here.
-        over: it will not be adopted any more.
-        called: set when one of the two is decided.
-        launched: set once the launch has an outcome, good or bad.
+        rows: what the roster shall say of it.
+        launch: what is to be asked for.
+        stop: what is to go.
+        useless: those of them that never were of any use.
     """
 
-    launch_id: str
-    server: ServerDefinition
-    started: float
-    latest_end: float
-    absent: float
-    patience_s: float
-    ours: bool = True
-    dyno_id: str | None = None
-    holder: object = None
-    ready: float | None = None
-    live: Live | None = None
-    dialled: bool = False
-    over: bool = False
-    called: asyncio.Event = field(default_factory=asyncio.Event)
-    launched: asyncio.Event = field(default_factory=asyncio.Event)
+    rows: dict[str, Row | None] = field(default_factory=dict)
+    launch: list[Parked] = field(default_factory=list)
+    stop: list[Parked] = field(default_factory=list)
+    useless: list[Parked] = field(default_factory=list)
 
 
 class Pool:
     """Keeps parked dynos as many as are wanted, and hands each to one session.
 
+    Attributes:
+        store: what the processes share.
+
     Args:
         fleet: gets and stops dynos.
         registry: says how many each server wants.
         caps: what they may cost.
+        store: what the processes share.
     """
 
-    def __init__(self, fleet: Fleet, registry: Registry, caps: warmth.Caps) -> None:
+    def __init__(self, fleet: Fleet, registry: Registry, caps: warmth.Caps, store: Store) -> None:
         self._fleet = fleet
         self._registry = registry
         self._caps = caps
+        self.store = store
         self._emit = fleet.emit
-        self._parked: dict[str, Parked] = {}
+        self._leading = Leading(store, "pool")
+        self._stock = Stock(store, registry, fleet.now, self._freed)
+        self._invited: set[str] = set()
+        self._stopping: set[str] = set()
         self._not_before: dict[str, float] = {}
-        self._asked = asyncio.Event()
         self._draining = False
-        self._gone = asyncio.Event()
 
     def __iter__(self) -> Iterator[Parked]:
-        return iter(list(self._parked.values()))
+        return iter(self._stock)
 
     def __contains__(self, launch_id: str) -> bool:
-        return launch_id in self._parked
+        return launch_id in self._stock
 
     def find(self, launch_id: str) -> Parked | None:
         """Return the parked dyno of a launch."""
-        return self._parked.get(launch_id)
+        return self._stock.find(launch_id)
+
+    async def restore(self, launch_id: str) -> Parked | None:
+        """Return the parked dyno of a launch, though this process may not have heard of it yet.
+
+        Raises:
+            StoreAway: nobody knows.
+        """
+        if launch_id not in self._stock:
+            await self._stock.refresh()
+        return self._stock.find(launch_id)
+
+    def at_door(self, launch_id: str) -> Parked | None:
+        """Return the parked dyno whose agent stands at our door, whoever has taken it."""
+        return self._stock.doors.get(launch_id)
+
+    async def refresh(self) -> None:
+        """Learn what other processes have done until now.
+
+        Raises:
+            StoreAway: nobody knows.
+        """
+        await self._stock.refresh()
 
     # Sessions
 
     def next(self, server: ServerDefinition) -> Parked | None:
-        """Return the dyno that waits for a session of this server the longest."""
-        waiting = [
-            parked
-            for parked in self._parked.values()
-            if parked.ready is not None and not parked.over and _fits(parked.server, server)
-        ]
-        return min(waiting, key=lambda each: (not each.ours, each.ready), default=None)
+        """Return the dyno that a session of this server gets: one at our door if there is any."""
 
-    def take(self, server: ServerDefinition) -> Parked | None:
-        """Take the `next` one out of the pool."""
-        parked = self.next(server)
-        if parked is not None:
-            del self._parked[parked.launch_id]
-            self._asked.set()
-        return parked
+        def rank(parked: Parked) -> tuple[bool, bool, float]:
+            return parked.launch_id not in self._stock.doors, not parked.ours, parked.ready or 0.0
+
+        waiting = [parked for parked in self._stock.free() if _fits(parked.server, server)]
+        return min(waiting, key=rank, default=None)
+
+    async def take(self, server: ServerDefinition) -> Parked | None:
+        """Take the `next` one out of the pool; nobody else has it then.
+
+        Say `adopted` or `put_back` next.
+
+        Raises:
+            StoreAway: none can be had.
+        """
+        while (parked := self.next(server)) is not None:
+            if await self._stock.take(parked):
+                self._stock.stirred.set()
+                return parked
+        return None
+
+    def adopted(self, parked: Parked) -> None:
+        """A session has the dyno that was taken for it."""
+        self._stock.adopted(parked)
+
+    def put_back(self, parked: Parked) -> None:
+        """The session for which a dyno was taken cannot have it after all."""
+        self._stock.put_back(parked)
 
     def invite(self, server: ServerDefinition) -> tuple[str, dict[str, str]]:
         """Expect a dyno that an operator starts: return its launch id and its environment."""
@@ -130,8 +158,10 @@ class Pool:
         parked = Parked(
             launch_id, server, now, now + longest_s, time.monotonic(), INVITATION_S, ours=False
         )
+        parked.local = True
         parked.launched.set()
-        self._parked[launch_id] = parked
+        self._invited.add(launch_id)
+        self._stock.keep(parked)
         wanted = Wanted(launch_id, launch_id, server, INVITATION_S, longest_s)
         return launch_id, self._fleet.invite(wanted)
 
@@ -139,48 +169,63 @@ class Pool:
 
     def arrived(self, parked: Parked, holder: object) -> None:
         """Its agent stands at the door."""
-        parked.holder = holder
-        if parked.ready is None:
-            parked.ready, parked.patience_s = time.monotonic(), REDIAL_S
-            parked.dialled = True
-            self._fleet.line(parked.server.app).freed()  # who waits there may adopt it
-            if not parked.ours and self._fleet.book.running(parked.launch_id) is None:
-                self._reserve(parked)
-            self._emit(
-                events.DynoParked(
-                    server=parked.server.name,
-                    launch=parked.launch_id,
-                    dyno=parked.dyno_id or "",
-                    boot_s=round(self._fleet.now() - parked.started, 3),
-                )
+        if not self._stock.arrived(parked, holder):
+            return
+        self._freed(parked)
+        if not parked.ours and self._fleet.book.running(parked.launch_id) is None:
+            self._reserve(parked, runs=True)
+        self._emit(
+            events.DynoParked(
+                server=parked.server.name,
+                launch=parked.launch_id,
+                dyno=parked.dyno_id or "",
+                boot_s=round(self._fleet.now() - parked.started, 3),
             )
+        )
+
+    def _freed(self, parked: Parked) -> None:
+        """Who waits in line may adopt it."""
+        self._fleet.line(parked.server.app).freed()
 
     def departed(self, parked: Parked, holder: object) -> None:
         """Its agent is not at the door any more; it may dial again."""
-        if parked.holder is holder:
-            parked.ready, parked.absent = None, time.monotonic()
+        self._stock.departed(parked, holder)
 
     def lost(self, parked: Parked) -> None:
         """Its dyno has ended."""
         parked.ready, parked.absent, parked.patience_s = None, 0.0, 0.0
-        self._asked.set()
+        self._stock.tell(parked)
+
+    def name(self, parked: Parked, dyno_id: str) -> None:
+        """The platform has told what its dyno is called."""
+        parked.dyno_id = dyno_id
+        self._stock.tell(parked)
 
     def drain(self) -> None:
-        """Park nothing new, and let every parked agent go; `keep` stops their dynos."""
+        """Park nothing new, and let every parked agent go.
+
+        If there are other processes, the agents dial those; else `keep` stops their dynos.
+        """
         self._draining = True
-        self._asked.set()
+        if not self.store.alone:
+            for parked in self._stock.doors.values():
+                parked.called.set()
+        self._stock.stirred.set()
 
     async def drained(self, patience_s: float) -> None:
-        """Wait until all dynos of the pool are gone, for a bounded time."""
-        with contextlib.suppress(TimeoutError):
+        """Wait until all dynos of the pool, or their agents, are gone, for a bounded time."""
+        with contextlib.suppress(TimeoutError, StoreAway):
             async with asyncio.timeout(patience_s):
-                while self._parked:
-                    self._gone.clear()
-                    await self._gone.wait()
+                while list(self._stock) if self.store.alone else self._stock.doors:
+                    self._stock.left.clear()
+                    await self._stock.left.wait()
+                await self._leading.resign()
 
     @property
     def left(self) -> list[str]:
         """The dynos that are still to be stopped when the pool is not kept any more."""
+        if not self.store.alone:
+            return []
         return [parked.dyno_id for parked in self if parked.dyno_id is not None]
 
     # The loop
@@ -189,21 +234,68 @@ class Pool:
         """Compare what is parked with what is wanted, again and again."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                plan = self._plan()
-                for parked in self._overdue(frozenset(plan.stop)):
-                    if self._is_failure(parked, plan):
-                        why = f"no agent dialled within {parked.patience_s:.0f} s"
-                        self._failed(parked.server, why)
-                    parked.over = True
-                    name = f"unpark {parked.launch_id}"
-                    tasks.create_task(self._unpark(parked), name=name)
-                for server_name in () if self._draining else plan.launch:
-                    if (server := self._registry.find(server_name)) is not None:
-                        self._park(server, tasks)
+                self._stock.stirred.clear()
+                with contextlib.suppress(StoreAway):
+                    await self._turn(tasks)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(PLAN_S):
-                        await self._asked.wait()
-                self._asked.clear()
+                        await self._stock.stirred.wait()
+
+    async def _turn(self, tasks: asyncio.TaskGroup) -> None:
+        await self._stock.refresh()
+        for launch_id in list(self._invited):
+            await self._fleet.publish(launch_id, INVITATION_S)
+            self._invited.discard(launch_id)
+        await self._stock.write()
+        self._stock.dismiss_strays()
+        if not self._leaving and await self._leading.leads():
+            await self._lead(tasks)
+
+    @property
+    def _leaving(self) -> bool:
+        """True when what is parked here is the others' to keep."""
+        return self._draining and not self.store.alone
+
+    async def _lead(self, tasks: asyncio.TaskGroup) -> None:
+        """Launch and stop, as the one process that does."""
+        alive = frozenset(await self.store.gateways())
+        decision = _Decision()
+
+        def decide() -> Edit:
+            nonlocal decision
+            decision = self._decide(alive)
+            return decision.rows
+
+        await self._stock.edit(decide)
+        for parked in decision.useless:
+            self._failed(parked.server, f"no agent dialled within {parked.patience_s:.0f} s")
+        for parked in decision.stop:
+            parked.over = True
+            self._stopping.add(parked.launch_id)
+            tasks.create_task(self._unpark(parked), name=f"unpark {parked.launch_id}")
+        for parked in decision.launch:
+            self._stock.keep(parked)
+            self._park(parked, tasks)
+
+    def _decide(self, alive: frozenset[str]) -> _Decision:
+        decision, rows, plan = _Decision(), self._stock.rows, self._plan()
+        if self._leaving:
+            return decision
+        for launch_id, row in rows.items():
+            if row.holder and row.holder not in alive:
+                decision.rows[launch_id] = msgspec.structs.replace(row, holder="")
+        for parked in self._overdue(frozenset(plan.stop)):
+            row = rows[parked.launch_id]
+            decision.rows[parked.launch_id] = msgspec.structs.replace(row, over=True)
+            decision.stop.append(parked)
+            if self._is_failure(parked, plan):
+                decision.useless.append(parked)
+        for server_name in () if self._draining else plan.launch:
+            if (server := self._registry.find(server_name)) is not None:
+                parked = self._new(server)
+                decision.launch.append(parked)
+                decision.rows[parked.launch_id] = self._stock.row(parked)
+        return decision
 
     def _is_failure(self, parked: Parked, plan: warmth.Plan) -> bool:
         """Whether one that has to go never was of any use."""
@@ -212,13 +304,15 @@ class Pool:
 
     def _overdue(self, surplus: frozenset[str]) -> list[Parked]:
         """Return those that are to go now."""
-        wall, now = self._fleet.now(), time.monotonic()
+        wall, now, rows = self._fleet.now(), time.monotonic(), self._stock.rows
         return [
             parked
-            for parked in self._parked.values()
-            if not parked.over
+            for parked in self._stock
+            if parked.launch_id in rows
+            and parked.launch_id not in self._stopping
             and (
                 self._draining
+                or parked.over  # and whoever wanted to stop it did not
                 or parked.launch_id in surplus
                 or (parked.ready is None and now >= parked.absent + parked.patience_s)
                 or (not parked.ours and wall >= parked.latest_end)
@@ -243,7 +337,7 @@ class Pool:
                 parked.latest_end,
                 ready=parked.ready is not None,
             )
-            for parked in self._parked.values()
+            for parked in self._stock
             if parked.ours
         ]
         spent_usd = book.spent(Month.of(now), now, POOL)
@@ -258,41 +352,54 @@ class Pool:
             return count
         return min(count, present)
 
-    def _park(self, server: ServerDefinition, tasks: asyncio.TaskGroup) -> None:
+    def _new(self, server: ServerDefinition) -> Parked:
         now = self._fleet.now()
-        launch_id = secrets.token_hex(12)
         boot_s = server.boot_timeout or self._fleet.boot_timeout_s
-        parked = Parked(launch_id, server, now, now + warmth.LONGEST_S, time.monotonic(), boot_s)
+        parked = Parked(
+            secrets.token_hex(12), server, now, now + warmth.LONGEST_S, time.monotonic(), boot_s
+        )
+        parked.local = True
+        return parked
+
+    def _park(self, parked: Parked, tasks: asyncio.TaskGroup) -> None:
+        server, launch_id = parked.server, parked.launch_id
+        error: GatewayError | None = None
         try:
             self._fleet.check_room(server, POOL, warmth.LONGEST_S)
-        except GatewayError as error:
-            self._failed(server, error.message)
-            return
-        self._parked[launch_id] = parked
-        self._reserve(parked)
+        except GatewayError as refused:
+            error = refused
+        else:
+            self._reserve(parked)
         wanted = Wanted(
-            launch_id, launch_id, server, boot_s, warmth.LONGEST_S + server.max_lifetime
+            launch_id,
+            launch_id,
+            server,
+            parked.patience_s,
+            warmth.LONGEST_S + server.max_lifetime,
         )
-        tasks.create_task(self._launch(parked, wanted), name=f"park {launch_id}")
+        tasks.create_task(self._launch(parked, wanted, error), name=f"park {launch_id}")
 
-    def _reserve(self, parked: Parked) -> None:
+    def _reserve(self, parked: Parked, *, runs: bool = False) -> None:
         server = parked.server
         longest_s = parked.latest_end - self._fleet.now()
-        self._fleet.reserve(parked.launch_id, server, Account(POOL, server.name), longest_s)
+        account = Account(POOL, server.name)
+        self._fleet.reserve(parked.launch_id, server, account, longest_s, runs=runs)
 
-    async def _launch(self, parked: Parked, wanted: Wanted) -> None:
+    async def _launch(self, parked: Parked, wanted: Wanted, refused: GatewayError | None) -> None:
         try:
+            if refused is not None:
+                raise refused
+            await self._fleet.settled(parked.launch_id)
             if self._fleet.line(wanted.server.app).waiting:
                 raise AtCapacity("sessions wait for a dyno")
             dyno = await self._fleet.launch(wanted)
-        except (LaunchError, TimeoutError) as failure:
-            if not parked.dialled:  # or there is one after all
-                self._parked.pop(parked.launch_id, None)
-                self._gone.set()
+        except (LaunchError, TimeoutError, GatewayError, StoreAway) as failure:
+            if not parked.dialled and await self._stock.drop(parked.launch_id, unless_dialled=True):
                 self._fleet.give_up(parked.launch_id)
                 self._failed(parked.server, str(failure) or "the platform does not answer")
         else:
             parked.dyno_id = None if dyno is None else dyno.dyno_id
+            self._stock.tell(parked)
             if parked.live is not None:
                 parked.live.record.dyno_id = parked.dyno_id
         finally:
@@ -307,8 +414,8 @@ class Pool:
         self._fleet.disown(parked.launch_id)
         await parked.launched.wait()
         bill = await self._fleet.stop(parked.launch_id, parked.dyno_id, parked.server.app)
-        self._parked.pop(parked.launch_id, None)
-        self._gone.set()
+        await self._stock.drop(parked.launch_id)
+        self._stopping.discard(parked.launch_id)
         dyno_s, usd = told(bill)
         self._emit(
             events.DynoUnparked(

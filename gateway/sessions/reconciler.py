@@ -2,24 +2,31 @@
 
 A *ghost* is a session whose dyno is gone; an *orphan* is a dyno whose session is. What webhooks
 tell comes here too: it is news of the same kind, only sooner, and may be lost.
+
+Of all processes one asks the platform, and lets the others read what it was told. Each looks for
+ghosts among its own sessions; that one looks for orphans, which are what nobody alive knows.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+
+import msgspec
 
 from gateway import events
 from gateway.errors import LaunchFailed, LinkLostError
 from gateway.fleet.fleet import LATE, Fleet
-from gateway.fleet.ledger import Account, Bill, told
+from gateway.fleet.leading import Leading
+from gateway.fleet.ledger import Account, Bill, Entry, told
 from gateway.launchers.base import Dyno, PlatformError
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos, End
 from gateway.sessions.live import Live
 from gateway.sessions.pool import Pool
 from gateway.sessions.record import Reason, State
+from gateway.store.base import StoreAway
 
 YOUNG_S = 10.0
 """A platform may not list a dyno yet that it has just made."""
@@ -34,6 +41,29 @@ STOPS_AT_ONCE = 4
 
 ORPHANS = "(orphans)"
 """Principal of dynos that nobody here knows."""
+
+LISTED = "dynos"
+"""Name of the document that holds the last list."""
+
+LISTED_TTL_S = 3600.0
+"""How long it is kept: a process that starts reads there what ran when the last one died."""
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """What the platform has told to the process that asks.
+
+    Attributes:
+        number: grows with each.
+        at: when, seconds since 1970.
+        dynos: all there were.
+    """
+
+    number: int
+    at: float
+    dynos: tuple[Dyno, ...]
+
+
+_LISTED = msgspec.json.Decoder(Listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +119,13 @@ class Reconciler:
         self._grace_s = grace_s
         self._emit = fleet.emit
         self._end = end
+        self._store = pool.store
+        self._leading = Leading(pool.store, "reconciler")
+        self._number = 0  # of the last list
+        self._trouble = ""
+        self._alive: Set[str] = frozenset()  # gateways
+        self._seen: dict[str, float] = {}  # when a dyno was listed last, wall clock
+        self._unlisted: dict[str, int] = {}  # lists in a row that an entry was missing from
         self._missed: dict[str, int] = {}
         self._strangers: dict[str, tuple[Dyno, float]] = {}  # since when, monotonic
         self._hurried = asyncio.Event()
@@ -112,22 +149,78 @@ class Reconciler:
         """Compare at once, and again and again."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen(tasks), name="webhook news")
-            trouble = ""
             while True:
-                try:
-                    listed = await self._fleet.list()
-                except (PlatformError, TimeoutError) as error:
-                    why = str(error) or "no answer in time"
-                    if why != trouble:
-                        self._emit(events.NotListed(why=why))
-                    trouble = why
+                if await self._leading.leads():
+                    await self._lead(tasks)
                 else:
-                    trouble = ""
-                    self._compare(listed, tasks)
+                    self._strangers.clear()
+                    await self._follow()
                 await asyncio.sleep(self._fleet.poll_s)
 
-    def _compare(self, listed: Sequence[Dyno], tasks: asyncio.TaskGroup) -> None:
-        by_launch = {dyno.launch_id: dyno for dyno in listed}
+    async def _lead(self, tasks: asyncio.TaskGroup) -> None:
+        """Ask the platform, and do what only one process may do."""
+        owned = self._owned()
+        try:
+            dynos = tuple(await self._fleet.list())
+        except (PlatformError, TimeoutError) as error:
+            why = str(error) or "no answer in time"
+            if why != self._trouble:
+                self._emit(events.NotListed(why=why))
+            self._trouble = why
+            return
+        self._trouble = ""
+        at = self._fleet.now()
+        with contextlib.suppress(StoreAway):
+            if not self._number:  # before it is overwritten
+                self._see(await self._read())
+        listed = Listed(self._number + 1, at, dynos)
+        with contextlib.suppress(StoreAway):
+            await self._store.put(LISTED, msgspec.json.encode(listed), LISTED_TTL_S)
+        by_launch = self._compare(listed)
+        self._look_at_pool(by_launch)
+        if self._directory.draining:
+            return  # they are the next process's
+        with contextlib.suppress(StoreAway):
+            # What the platform runs was written down before it was asked for.
+            await self._fleet.book.refresh()
+            await self._pool.refresh()
+            self._alive = frozenset(await self._store.gateways())
+            # What has lost its owner since the list was asked for may have ended since, too.
+            self._look_for_orphans(by_launch, owned, tasks)
+            self._close_what_is_gone(by_launch)
+
+    def _owned(self) -> frozenset[str]:
+        """Return what is no orphan now."""
+        entries = (entry.launch_id for entry in self._fleet.book.entries)
+        return frozenset(
+            {launch_id for launch_id in entries if self._has_owner(launch_id)}
+            | {parked.launch_id for parked in self._pool}
+            | self._stopping
+        )
+
+    async def _follow(self) -> None:
+        """Read what the platform told to the process that asks it."""
+        with contextlib.suppress(StoreAway):
+            listed = await self._read()
+            if listed is not None and listed.number != self._number:
+                self._compare(listed)
+
+    async def _read(self) -> Listed | None:
+        raw = await self._store.get(LISTED)
+        return None if raw is None else _LISTED.decode(raw)
+
+    def _see(self, listed: Listed | None) -> None:
+        if listed is not None:
+            running = {dyno.launch_id for dyno in listed.dynos if dyno.exit_status is None}
+            known = {entry.launch_id.removesuffix(LATE) for entry in self._fleet.book.entries}
+            self._seen = {each: at for each, at in self._seen.items() if each in known}
+            self._seen |= dict.fromkeys(running, listed.at)
+            self._number = listed.number
+
+    def _compare(self, listed: Listed) -> Mapping[str, Dyno]:
+        """Compare our sessions with a list; return it by launch."""
+        self._see(listed)
+        by_launch = {dyno.launch_id: dyno for dyno in listed.dynos}
         lives = {live.record.launch_id: live for live in self._directory}
         for launch_id, live in lives.items():
             dyno = by_launch.get(launch_id)
@@ -137,14 +230,16 @@ class Reconciler:
                 self._missed.pop(launch_id, None)
             else:
                 self._look_at(live, dyno)
+        self._missed = {launch: n for launch, n in self._missed.items() if launch in lives}
+        return by_launch
+
+    def _look_at_pool(self, by_launch: Mapping[str, Dyno]) -> None:
         for parked in self._pool:
             dyno = by_launch.get(parked.launch_id)
             if dyno is not None and parked.dyno_id is None:
-                parked.dyno_id = dyno.dyno_id
+                self._pool.name(parked, dyno.dyno_id)
             if dyno is not None and dyno.exit_status is not None and parked.ready is None:
                 self._pool.lost(parked)
-        self._missed = {launch: n for launch, n in self._missed.items() if launch in lives}
-        self._look_for_orphans(by_launch, lives.keys(), tasks)
 
     def _look_at(self, live: Live, dyno: Dyno | None) -> None:
         launch_id, launched = live.record.launch_id, live.record.launched
@@ -170,21 +265,19 @@ class Reconciler:
             self._end(live, Reason.LINK_LOST, LinkLostError(what))
 
     def _look_for_orphans(
-        self, by_launch: Mapping[str, Dyno], known: Set[str], tasks: asyncio.TaskGroup
+        self, by_launch: Mapping[str, Dyno], owned: Set[str], tasks: asyncio.TaskGroup
     ) -> None:
-        if self._directory.draining:
-            return  # they are the next process's
         running = {
             launch_id: dyno
             for launch_id, dyno in by_launch.items()
             if dyno.exit_status is None
-            and launch_id not in known
+            and launch_id not in owned
             and not self._has_owner(launch_id)
             and launch_id not in self._stopping
         }
         for launch_id in self._strangers.keys() - by_launch.keys():
             dyno, _ = self._strangers[launch_id]
-            if launch_id not in known and not self._known(launch_id):
+            if not self._has_owner(launch_id) and not self._known(launch_id):
                 self._left(dyno)
         now = time.monotonic()
         before = self._strangers
@@ -198,27 +291,66 @@ class Reconciler:
                 del self._strangers[launch_id]
                 tasks.create_task(self._stop(dyno), name=f"orphan {launch_id}")
 
+    def _close_what_is_gone(self, by_launch: Mapping[str, Dyno]) -> None:
+        """Close what nobody alive will: a process died, and then its dynos did."""
+        book, now = self._fleet.book, self._fleet.now()
+        gone = {
+            entry.launch_id: entry
+            for entry in book.entries
+            if entry.launch_id.removesuffix(LATE) not in by_launch
+            and entry.launch_id.removesuffix(LATE) not in self._stopping
+            and now - entry.started >= YOUNG_S
+            and not self._has_owner(entry.launch_id)
+        }
+        self._unlisted = {launch: self._unlisted.get(launch, 0) + 1 for launch in gone}
+        for launch_id, missed in list(self._unlisted.items()):
+            if missed >= MISSED:
+                self._close(gone[launch_id])
+
+    def _close(self, entry: Entry) -> None:
+        """Close an entry at the last time that its dyno was known to run."""
+        fleet, launch_id = self._fleet, entry.launch_id.removesuffix(LATE)
+        seen = self._seen.get(launch_id, entry.since)
+        ended = fleet.ended(launch_id)
+        bill = fleet.book.close(entry.launch_id, seen if ended is None else ended)
+        self._tell_gone(Dyno("", launch_id), bill, stopped=False)
+
     def _has_owner(self, launch_id: str) -> bool:
-        """Whether a dyno is the pool's, or of a session that is being closed: they pay for it."""
-        return launch_id in self._pool or self._dynos.stopping(launch_id)
+        """Whether somebody alive pays for a dyno: the pool, or a session, here or elsewhere."""
+        if self._here(launch_id):
+            return True
+        entry = self._fleet.book.running(launch_id)
+        if entry is None or not entry.account.session:
+            return False
+        return entry.owner in self._alive and entry.owner != self._store.gateway
+
+    def _here(self, launch_id: str) -> bool:
+        """Whether a dyno is the pool's, or of a session here, though that is being closed."""
+        return (
+            launch_id in self._pool
+            or self._dynos.stopping(launch_id)
+            or any(live.record.launch_id == launch_id for live in self._directory)
+        )
 
     async def _stop(self, dyno: Dyno) -> None:
-        late = self._opened(dyno)
+        launch_id = self._opened(dyno)
         async with self._stops:
-            bill = await self._fleet.stop(late, dyno.dyno_id, dyno.app)
+            bill = await self._fleet.stop(launch_id, dyno.dyno_id, dyno.app)
         self._stopping.discard(dyno.launch_id)
         self._tell_gone(dyno, bill, stopped=True)
 
     def _left(self, dyno: Dyno) -> None:
         """A stranger has gone by itself."""
-        late, fleet = self._opened(dyno), self._fleet
+        launch_id, fleet = self._opened(dyno), self._fleet
         ended = fleet.ended(dyno.launch_id)
-        bill = fleet.book.close(late, fleet.now() if ended is None else ended)
+        bill = fleet.book.close(launch_id, fleet.now() if ended is None else ended)
         self._tell_gone(dyno, bill, stopped=False)
 
     def _opened(self, dyno: Dyno) -> str:
-        """Pay for a stranger; what it was launched for has been paid already, and not this."""
+        """Return for which launch a stranger is paid: its own, unless that is over and paid."""
         late, fleet = dyno.launch_id + LATE, self._fleet
+        if fleet.book.running(dyno.launch_id) is not None:
+            return dyno.launch_id
         # The platform tells in whole seconds; the middle of the second is the best guess.
         started = fleet.now() if dyno.created is None else dyno.created + 0.5
         account = Account(ORPHANS, "")
@@ -268,7 +400,7 @@ class Reconciler:
     def _known(self, launch_id: str) -> bool:
         """Whether somebody here pays for a dyno, or has paid."""
         return (
-            self._has_owner(launch_id)
+            self._here(launch_id)
             or launch_id in self._stopping
             or self._fleet.book.knows(launch_id)
             or self._fleet.book.knows(launch_id + LATE)

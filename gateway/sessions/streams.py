@@ -32,6 +32,7 @@ class Outbox:
         promise: ordinal of the request that it answers, as long as its client has no event to come
             back after.
         cut: drops the connection of a client that leaves too much unread; set by its handler.
+        begun: its response has begun.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Outbox:
         self.resumable = resumable
         self.numbered = numbered
         self.answers = answers
-        self.continued = False
+        self.continued = self.begun = False
         self.promise: int | None = None
         self.cut: Cut | None = None
         self._items: deque[Item] = deque()

@@ -17,7 +17,7 @@ from gateway.registry.servers import ServerDefinition
 from gateway.rendezvous.archive import Archive
 from gateway.sessions import dynos, pool, reconciler
 from gateway.sessions import manager as sessions
-from gateway.sessions.manager import Terms
+from gateway.sessions.terms import Terms
 from tests.fakes.house import BOUND, INITIALIZE, SECRET, Agent, House, eventually, opened, token_of
 from tests.fakes.launchers import Scripted
 

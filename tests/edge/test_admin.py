@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from gateway.registry.servers import ServerDefinition
-    from gateway.sessions.manager import Terms
+    from gateway.sessions.terms import Terms
 
 ADMIN = "an-operators-key-of-32-characters"
 ROOT = Path(str(gateway.__file__)).parents[1]

@@ -33,7 +33,7 @@ from tests.fakes.launchers import Scripted
 if TYPE_CHECKING:
     import aiohttp
 
-    from gateway.sessions.manager import Terms
+    from gateway.sessions.terms import Terms
 
 LIFE = 1000.0
 LONGEST = LIFE + dynos.END_SLACK_S + 120.0  # and what it may wait in line

@@ -16,8 +16,8 @@ from gateway.errors import SessionEnded
 from gateway.sessions import catalogues, dynos
 from gateway.sessions import manager as sessions
 from gateway.sessions.catalogues import Catalogues
-from gateway.sessions.manager import Terms
 from gateway.sessions.record import Reason
+from gateway.sessions.terms import Terms
 from tests.edge.eras_house import (
     DISCOVERED,
     LIST,

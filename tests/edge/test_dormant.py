@@ -12,8 +12,8 @@ from gateway import events
 from gateway.edge import answering, streamable_http
 from gateway.sessions import catalogues, dynos
 from gateway.sessions import manager as sessions
-from gateway.sessions.manager import Terms
 from gateway.sessions.record import Reason, State
+from gateway.sessions.terms import Terms
 from tests.edge.eras_house import (
     INITIALIZED,
     LIST,

@@ -42,10 +42,10 @@ from gateway.sessions import manager as managers
 from gateway.sessions.capsule import PURPOSE, Capsule
 from gateway.sessions.keys import SessionKeys
 from gateway.sessions.live import Live
-from gateway.sessions.manager import Terms
 from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import Reason
 from gateway.sessions.sealing import Sealer
+from gateway.sessions.terms import Terms
 from tests.fakes import raw_websocket as raw
 from tests.fakes.house import BOUND, LASTING, SECRET, Agent, House, eventually, hello, opened
 from tests.fakes.house import token_of as token

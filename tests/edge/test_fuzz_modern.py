@@ -29,7 +29,7 @@ from yarl import URL
 from dyno_agent.link import Channel
 from gateway.registry.servers import ServerDefinition
 from gateway.sessions.live import SharedLive
-from gateway.sessions.manager import Terms
+from gateway.sessions.terms import Terms
 from tests.fakes.house import BOUND, SECRET, Agent, House, Stream, eventually, opened
 
 if TYPE_CHECKING:

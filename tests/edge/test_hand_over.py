@@ -12,6 +12,7 @@ from websockets.exceptions import InvalidStatus
 from dyno_agent.link import Channel, CloseCode
 from gateway import events
 from gateway.edge import streamable_http
+from gateway.sessions import farewell
 from gateway.sessions import manager as sessions
 from tests.fakes.house import (
     BOUND,
@@ -32,6 +33,7 @@ LOG = {"jsonrpc": "2.0", "method": "notifications/message", "params": {}}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "TICK_S", 0.01)
+    monkeypatch.setattr(farewell, "TICK_S", 0.01)
     monkeypatch.setattr(streamable_http, "QUICK_S", 0.0)
 
 
@@ -99,7 +101,7 @@ async def test_call_of_an_older_revision_is_given_time_for_its_answer() -> None:
 async def test_call_of_an_older_revision_that_takes_too_long_may_be_sent_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sessions, "DRAIN_S", 0.02)
+    monkeypatch.setattr(farewell, "DRAIN_S", 0.02)
     async with opened(terms=LASTING) as house:
         agent, session = await house.booted()
         async with asyncio.timeout(BOUND), asyncio.TaskGroup() as group:
@@ -113,7 +115,7 @@ async def test_call_of_an_older_revision_that_takes_too_long_may_be_sent_again(
 async def test_stream_of_an_older_revision_that_takes_too_long_ends_with_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sessions, "DRAIN_S", 0.02)
+    monkeypatch.setattr(farewell, "DRAIN_S", 0.02)
     monkeypatch.setattr(streamable_http, "COMMIT_S", 0.0)
     async with opened(terms=LASTING) as house:
         agent, session = await house.booted()
@@ -219,7 +221,7 @@ async def test_call_goes_on_at_the_next_process_for_a_client_that_comes_back() -
 async def test_refused_call_is_answered_once_when_it_is_sent_again(
     monkeypatch: pytest.MonkeyPatch, revision: str | None
 ) -> None:
-    monkeypatch.setattr(sessions, "DRAIN_S", 0.02)
+    monkeypatch.setattr(farewell, "DRAIN_S", 0.02)
     async with opened(terms=LASTING) as old, opened(old.launcher, LASTING) as new:
         agent, session = await old.booted()
         agent.eats = False

@@ -322,7 +322,7 @@ async def test_nothing_is_held_where_sessions_end_with_their_process() -> None:
 async def test_nothing_is_held_once_every_agent_must_have_come() -> None:
     async with deployment() as (old, new), asyncio.timeout(BOUND):
         _, session = await old.booted()
-        new.manager._started -= LASTING.grace_s + sessions.HOLD_S
+        new.age(LASTING.grace_s + sessions.HOLD_S)
         response = await new.post(PING, session)
         assert await refusal(response) == (404, -32001, "unknown_session", 5)
 

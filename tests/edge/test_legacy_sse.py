@@ -16,7 +16,7 @@ from gateway import events
 from gateway.edge.streamable_http import StreamableHttp
 from gateway.sessions import catalogues
 from gateway.sessions import manager as sessions
-from gateway.sessions.manager import Terms
+from gateway.sessions.terms import Terms
 from tests.edge.eras_house import (
     INITIALIZED,
     LIST,

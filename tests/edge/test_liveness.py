@@ -7,7 +7,7 @@ import pytest
 
 from dyno_agent.link import Limits
 from gateway.sessions import manager as sessions
-from gateway.sessions.manager import Terms
+from gateway.sessions.terms import Terms
 from tests.fakes.house import SECRET, SERVERS, close_code, opened
 
 PING = {"jsonrpc": "2.0", "id": 5, "method": "ping"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dyno_agent.link import Channel, Limits
 from gateway.edge import answering, intake
 from gateway.sessions.live import LARGE_BODIES
-from gateway.sessions.manager import Terms
+from gateway.sessions.terms import Terms
 from tests.fakes.house import BOUND, RESUMING, SECRET, Agent, House, eventually, opened
 
 if TYPE_CHECKING:

@@ -28,9 +28,9 @@ from gateway.sessions import live as lives
 from gateway.sessions import manager as sessions
 from gateway.sessions import shared as sharing
 from gateway.sessions.catalogues import Catalogues
-from gateway.sessions.manager import Terms
 from gateway.sessions.record import Reason
 from gateway.sessions.session import PHASE_STEP
+from gateway.sessions.terms import Terms
 from tests.edge.modern_house import (
     DONE,
     LISTEN,
@@ -1331,12 +1331,12 @@ async def test_request_waits_for_an_agent_that_is_on_its_way(
     monkeypatch.setattr(sessions, "RETURN_S", BOUND)
     async with deployment() as (old, new):
         first = sending(old, asks("warm"))
-        old.manager._started -= BOUND  # it has been up for long
+        old.age(BOUND)  # it has been up for long
         child = await next_child(old)
         await child.answers(await child.reads())
         await answer_of(first)
         calls = [sending(new, asks(1)) for _ in range(2)]
-        await eventually(lambda: new.manager.directory._awaited == 2)
+        await eventually(lambda: new.manager.directory.awaited == 2)
         await moved(child, new)
         for _ in calls:
             await child.answers(await child.asked())

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from dyno_agent.link import CloseCode, Welcome
 from dyno_agent.link.handshake import is_parked
 from gateway import events
-from gateway.fleet import line
+from gateway.fleet import line, stock
 from gateway.fleet.warmth import PARK_S, Caps
 from gateway.launchers.base import Dyno, LaunchError, LaunchUnsettled
 from gateway.sessions import catalogues, pool
@@ -518,7 +518,7 @@ async def test_parked_dyno_that_a_webhook_tells_dead_is_replaced() -> None:
 async def test_parked_dyno_whose_agent_stays_away_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool, "REDIAL_S", 0.05)
+    monkeypatch.setattr(stock, "REDIAL_S", 0.05)
     async with running(None, None, WARM) as (house, launcher):
         agent = await parked(house, launcher)
         agent.socket.transport.abort()
@@ -737,7 +737,7 @@ async def test_whatever_happens_each_dyno_has_one_session_at_most_and_none_is_le
 ) -> None:
     monkeypatch.setattr("gateway.rendezvous.endpoint.PARKED_S", 0.2)
     monkeypatch.setattr(pool, "AGAIN_S", 0.02)
-    monkeypatch.setattr(pool, "REDIAL_S", 0.2)
+    monkeypatch.setattr(stock, "REDIAL_S", 0.2)
     monkeypatch.setattr(line, "AGAIN_S", 0.05)
     launcher, clock = Scripted(limit=6), Clock()
     server = definition(warm=3, boot_timeout=2.0)

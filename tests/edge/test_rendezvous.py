@@ -23,7 +23,7 @@ from dyno_agent.link import (
 from dyno_agent.link.frames import MAX_FRAME_BYTES, Frame, FrameType, encode
 from dyno_agent.link.limits import FRAGMENT_BYTES, HANDSHAKE_BYTES
 from gateway.rendezvous import endpoint as rendezvous
-from gateway.sessions.manager import Terms
+from gateway.sessions.terms import Terms
 from tests.fakes.house import (
     BOUND,
     INITIALIZE,

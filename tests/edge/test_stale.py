@@ -26,8 +26,8 @@ from gateway.sessions import dynos
 from gateway.sessions import manager as sessions
 from gateway.sessions.catalogues import Catalogues
 from gateway.sessions.keys import SessionKeys
-from gateway.sessions.manager import Terms
 from gateway.sessions.record import Reason
+from gateway.sessions.terms import Terms
 from tests.fakes.house import (
     BOUND,
     KEY,
@@ -335,7 +335,7 @@ async def test_session_whose_agent_comes_in_time_keeps_its_state(
     ):
         agent, session = await begun(old)
         call = posting(new, CALL, session)
-        await eventually(lambda: new.manager.directory._awaited == 1)
+        await eventually(lambda: new.manager.directory.awaited == 1)
         agent.cut()
         await new.resume(agent)
         assert (await agent.answer({}))["id"] == 7

@@ -35,12 +35,14 @@ from dyno_agent.link.handshake import is_parked
 from dyno_agent.link.resumption import Replayed
 from dyno_agent.retained import Retained
 from gateway import events
-from gateway.app import build
+from gateway.app import build, performing
 from gateway.registry.servers import Registry, ServerDefinition
 from gateway.sessions.keys import SessionKeys
 from gateway.sessions.live import OwnedLive
-from gateway.sessions.manager import Manager, Terms
+from gateway.sessions.manager import Manager
+from gateway.sessions.terms import Terms
 from gateway.settings import Settings
+from gateway.store.memory import MemoryStore
 from tests.fakes.launchers import RecordingLauncher
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
     from gateway.deployment import Deployment
     from gateway.launchers.base import LaunchOrder
+    from gateway.store.base import Store
 
 BOUND = 10.0
 """Seconds for any one wait; nothing here takes one."""
@@ -369,6 +372,13 @@ class House:
     def url(self) -> str:
         return f"{self.origin}/servers/patient/mcp"
 
+    def age(self, seconds: float) -> None:
+        """Let this process, which is alone, have been up for longer than it has."""
+        store = self.manager.store
+        assert isinstance(store, MemoryStore)
+        store._started -= seconds
+        store._engine.blank_since -= seconds
+
     async def post(
         self, body: Any, session: str | None = None, revision: str | None = None
     ) -> aiohttp.ClientResponse:
@@ -531,6 +541,7 @@ async def opened(
     terms: Terms | None = None,
     servers: tuple[ServerDefinition, ...] = SERVERS,
     platform: Deployment | None = None,
+    store: Store | None = None,
     **more: Any,
 ) -> AsyncIterator[House]:
     """Serve a gateway until the block is left.
@@ -540,6 +551,7 @@ async def opened(
         terms: of the deployment; None for one whose sessions end with its process.
         servers: what it serves; clients of `House` use the one called patient.
         platform: where it runs; None for a gateway without operators and webhooks.
+        store: what it shares with others; None for one that is alone.
         more: settings.
     """
     launcher, ear = launcher or RecordingLauncher(), Ear()
@@ -548,14 +560,17 @@ async def opened(
     )
     registry = Registry(list(servers))
     terms = terms or Terms("http://127.0.0.1", SECRET, 10)
-    manager = Manager(launcher, registry, terms, ear)
+    manager = Manager(launcher, registry, terms, ear, store)
     headers = {"X-API-Key": KEY, "Accept": "application/json, text/event-stream"}
     # As `gateway.app.serve` runs it.
     app = build(settings, registry, manager, platform)
     server = TestServer(app, handler_cancellation=True)
+    await server.start_server()
+    assert server.runner is not None
     async with (
         asyncio.TaskGroup() as tasks,
         server,
+        performing(app, server.runner, manager),
         aiohttp.ClientSession(headers=headers, read_bufsize=2**20) as http,
     ):
         origin = str(server.make_url("")).rstrip("/")

@@ -39,7 +39,8 @@ from gateway.app import KEEP_ALIVE_S, SHUTDOWN_S, build
 from gateway.launchers.base import Dyno, LaunchError, LaunchOrder
 from gateway.ops import logs
 from gateway.registry.servers import Registry, ServerDefinition
-from gateway.sessions.manager import Manager, Terms
+from gateway.sessions.manager import Manager
+from gateway.sessions.terms import Terms
 from gateway.settings import Settings
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ async def waiting(tasks: asyncio.TaskGroup, directory: Directory) -> asyncio.Tas
     """Somebody who waits for the session `a`, and is known to wait."""
     task = tasks.create_task(directory.arrival("a", BOUND))
     async with asyncio.timeout(BOUND):
-        while not directory._awaited:  # noqa: ASYNC110 - nobody announces it, and it is soon
+        while not directory.awaited:  # noqa: ASYNC110 - nobody announces it, and it is soon
             await asyncio.sleep(0)
     return task
 

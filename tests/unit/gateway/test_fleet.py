@@ -10,11 +10,14 @@ import pytest
 from gateway import events
 from gateway.errors import BudgetSpent, QueueFull
 from gateway.fleet import fleet as fleets
+from gateway.fleet.book import Book
 from gateway.fleet.desk import JoinDesk, TokenRefused
 from gateway.fleet.fleet import AGENT_PATIENCE_S, LIFETIME_SLACK_S, Fleet, Rules, Wanted
 from gateway.fleet.ledger import Account, Budgets, Ledger
+from gateway.fleet.passes import Passes
 from gateway.launchers.base import Dyno, LaunchError, LaunchUnsettled, PlatformError
 from gateway.registry.servers import ServerDefinition
+from gateway.store.memory import MemoryStore
 from tests.fakes.launchers import Scripted
 
 if TYPE_CHECKING:
@@ -41,10 +44,12 @@ class Deck:
         self.launcher = launcher or Scripted()
         self.heard: list[events.Event] = []
         drawn = iter(f"secret{number}" for number in range(1000))
+        desk, store = JoinDesk(lambda _bytes: next(drawn)), MemoryStore()
         self.fleet = Fleet(
             self.launcher,
-            JoinDesk(lambda _bytes: next(drawn)),
-            Ledger(budgets or Budgets()),
+            desk,
+            Passes(desk, store, self.clock),
+            Book(Ledger(budgets or Budgets()), store),
             Rules("https://gw", 2, 0.05, self.clock),
             self.heard.append,
         )

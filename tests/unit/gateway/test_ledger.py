@@ -209,6 +209,25 @@ def test_transfer_of_an_unknown_dyno_changes_nothing() -> None:
     assert ledger.running("a") is None
 
 
+def test_transfer_to_who_pays_already_bills_nothing_again() -> None:
+    ledger = Ledger(Budgets())
+    opened(ledger, account=PARKED)
+    first = ledger.transfer("a", ALICE, NOON + 100, NOON + HOUR)
+    again = ledger.transfer("a", ALICE, NOON + 200, NOON + 2 * HOUR)
+    entry = ledger.running("a")
+    assert again == first
+    assert entry is not None
+    assert (entry.since, entry.latest_end) == (NOON + 100, NOON + HOUR)
+    assert len(ledger.report(NOON + 300)["bills"]) == 1
+
+
+def test_dynos_that_run_are_listed_oldest_first() -> None:
+    ledger = Ledger(Budgets())
+    opened(ledger, "b", started=NOON + 1)
+    opened(ledger, "a", started=NOON)
+    assert [entry.launch_id for entry in ledger.entries] == ["a", "b"]
+
+
 def test_adopted_dyno_counts_once_when_it_is_admitted() -> None:
     ledger = Ledger(Budgets(overall=1.0))
     opened(ledger, account=PARKED)

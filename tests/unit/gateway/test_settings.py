@@ -64,9 +64,12 @@ DEFAULTS = {
     "queue_length": 20,
     "queue_timeout_s": 120.0,
     "redis_url": None,
+    "redis_tls_verify": False,
     "allowed_origins": (),
     "link_grace_s": 300.0,
     "max_sessions": 100,
+    "max_sessions_per_key": None,
+    "opens_per_minute": None,
     "log_level": "info",
     "log_format": "auto",
 }

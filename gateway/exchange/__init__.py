@@ -1,0 +1,1 @@
+"""Requests and notes that gateway processes carry to one another."""

@@ -1,0 +1,1 @@
+"""What the gateway processes of one deployment share, and how they reach one another."""

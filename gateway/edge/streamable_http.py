@@ -23,6 +23,7 @@ from gateway.eras.legacy import Opening, client_name, opens_session, requested, 
 from gateway.eras.versions import ASSUMED, BATCHES, resumable
 from gateway.errors import (
     BadMessage,
+    DuplicateId,
     Elsewhere,
     GatewayError,
     MissingSession,
@@ -303,6 +304,8 @@ class StreamableHttp:
             limit_s = patience(COMMIT_S) if soon else 0.0
             has_it = await live.confirmed(taken.ordinal, outbox, limit_s)
         if outbox.closed and not outbox.ready and not has_it:
+            if outbox.continued:
+                raise DuplicateId("this request was sent again, and that one is answered")
             raise live.gone_elsewhere()
         reply = Reply(request, live, outbox, taken.headers, _status)
         first = None if streams and has_it else outbox.only_answer()

@@ -139,12 +139,13 @@ class Correlation(Generic[S]):
     def repeated(self, call: Call[S]) -> Call[S] | None:
         """Return the call that this one repeats, since its client lost the connection.
 
-        A running one gets the new stream; an answered one is not parked any more.
+        A running one gets the new stream, though nobody may have said yet that the old one is
+        dead; an answered one is not parked any more.
         """
         running = self._calls.get(call.id)
         if running is None:
             return call if self.unpark(call) else None
-        if running.stream is not None or running.digest != call.digest:
+        if running.digest != call.digest:
             return None
         running.stream = call.stream
         return running

@@ -139,13 +139,6 @@ class Manager:
             maker,
             terms.secret,
         )
-        self._whereabouts = Whereabouts(
-            self.directory,
-            self.ownership,
-            self.reception,
-            hand_over=terms.hand_over,
-            ghost_s=terms.grace_s + HOLD_S,
-        )
         self.reconciler = Reconciler(
             self.fleet,
             self.directory,
@@ -153,6 +146,14 @@ class Manager:
             self.pool,
             terms.grace_s,
             self.end,
+        )
+        self._whereabouts = Whereabouts(
+            self.directory,
+            self.ownership,
+            self.reception,
+            self.reconciler.gone,
+            hand_over=terms.hand_over,
+            ghost_s=terms.grace_s + HOLD_S,
         )
         self._farewell = Farewell(
             self.directory,

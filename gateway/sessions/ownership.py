@@ -89,6 +89,9 @@ class Ownership:
         now: wall clock, seconds since 1970.
         lost: called with a session that another process holds by now.
         emit: hears whether the store is away.
+
+    Attributes:
+        now: see above.
     """
 
     def __init__(
@@ -99,7 +102,7 @@ class Ownership:
         emit: events.Sink,
     ) -> None:
         self._store = store
-        self._now = now
+        self.now = now
         self._lost = lost
         self._emit = emit
         self._away_s = 0.0
@@ -361,7 +364,7 @@ class Ownership:
             shared=isinstance(live, SharedLive),
             tied=not live.movable,
             carried=live.carried,
-            created=round(self._now() - (time.monotonic() - record.created), 1),
+            created=round(self.now() - (time.monotonic() - record.created), 1),
             launch_id=record.launch_id,
             face=record.face,
             opening=live.opening,

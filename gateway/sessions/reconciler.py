@@ -10,6 +10,7 @@ ghosts among its own sessions; that one looks for orphans, which are what nobody
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
@@ -36,6 +37,9 @@ MISSED = 2
 
 FAREWELL_S = 2.0
 """How long the link of a dyno that has ended may take to say more than the platform does."""
+
+FRESH_S = 5.0
+"""How much older than its period a list may be that anything is concluded from."""
 
 STOPS_AT_ONCE = 4
 
@@ -122,6 +126,7 @@ class Reconciler:
         self._store = pool.store
         self._leading = Leading(pool.store, "reconciler")
         self._number = 0  # of the last list
+        self._lists: deque[Listed] = deque(maxlen=MISSED)
         self._trouble = ""
         self._alive: Set[str] = frozenset()  # gateways
         self._seen: dict[str, float] = {}  # when a dyno was listed last, wall clock
@@ -132,6 +137,15 @@ class Reconciler:
         self._news: asyncio.Queue[News] = asyncio.Queue(1000)
         self._stopping: set[str] = set()  # orphans
         self._stops = asyncio.Semaphore(STOPS_AT_ONCE)
+
+    def gone(self, launch_id: str) -> bool:
+        """Whether the platform, asked of late and more than once, knows no such dyno."""
+        fresh_s = MISSED * self._fleet.poll_s + FRESH_S
+        return (
+            len(self._lists) == MISSED
+            and self._fleet.now() - self._lists[-1].at < fresh_s
+            and not any(_runs(listed, launch_id) for listed in self._lists)
+        )
 
     def heard(self, news: News) -> None:
         """Take what a webhook told; lost if it comes faster than it can be looked at."""
@@ -220,6 +234,7 @@ class Reconciler:
     def _compare(self, listed: Listed) -> Mapping[str, Dyno]:
         """Compare our sessions with a list; return it by launch."""
         self._see(listed)
+        self._lists.append(listed)
         by_launch = {dyno.launch_id: dyno for dyno in listed.dynos}
         lives = {live.record.launch_id: live for live in self._directory}
         for launch_id, live in lives.items():
@@ -421,3 +436,7 @@ class Reconciler:
                 await self._hurried.wait()
         if not record.over and record.launch_id == news.launch_id:
             self._ghost(live, news.exit_status, "")
+
+
+def _runs(listed: Listed, launch_id: str) -> bool:
+    return any(dyno.launch_id == launch_id and dyno.exit_status is None for dyno in listed.dynos)

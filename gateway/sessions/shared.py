@@ -121,7 +121,7 @@ class SharedSession(Session[S]):
 
     def hydrate(self, pages: list[JournalPage], now: float) -> None:
         """Cancel what runs: its callers were cut off with the earlier gateway process."""
-        self.started = True
+        self.started = self.booted = True  # only an agent that was welcomed comes back
         self._drawn = self.link.sent  # each request took a frame, so none had so high an id
         for running in (call.id for page in pages for call in page.calls):
             self._table.swallow(running)

@@ -5,13 +5,15 @@ died has left it to whoever is asked for it first.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.patience import patience
 from gateway.sessions.directory import Directory
 from gateway.sessions.live import Live
-from gateway.sessions.ownership import Ownership, facts_in
+from gateway.sessions.ownership import Facts, Ownership, facts_in
 from gateway.sessions.reception import Reception
+from gateway.sessions.reconciler import YOUNG_S
 from gateway.sessions.record import Reason
 from gateway.store.base import ALIVE_S, Claim
 
@@ -42,6 +44,7 @@ class Whereabouts:
         directory: the sessions that live here.
         ownership: who holds the others.
         reception: rebuilds what nobody holds.
+        gone: whether the dyno of a launch is known to be gone.
         hand_over: sessions may come from another process at all.
         ghost_s: when nobody has brought a session for so long, nobody will.
     """
@@ -51,6 +54,7 @@ class Whereabouts:
         directory: Directory,
         ownership: Ownership,
         reception: Reception,
+        gone: Callable[[str], bool],
         *,
         hand_over: bool,
         ghost_s: float,
@@ -58,6 +62,7 @@ class Whereabouts:
         self._directory = directory
         self._ownership = ownership
         self._reception = reception
+        self._gone = gone
         self._hand_over = hand_over
         self._ghost_s = ghost_s
         self._absent: dict[str, float] = {}
@@ -106,6 +111,8 @@ class Whereabouts:
             return False  # it may be alive, and the engine not know it yet
         if facts.tied:  # to what has died with its process
             await self._ownership.bury(fingerprint, claim, Reason.CLIENT_GONE)
+        elif facts.carried and self._is_gone(facts):
+            await self._ownership.bury(fingerprint, claim, Reason.LINK_LOST)
         if facts.tied or facts.carried:
             return False
         got = await self._ownership.inherit(fingerprint, claim)
@@ -117,6 +124,11 @@ class Whereabouts:
         self._ownership.adopt(live, got)
         self._reception.enter(live)
         return True
+
+    def _is_gone(self, facts: Facts) -> bool:
+        """Whether a session's dyno died with its process; a young one may not be listed yet."""
+        age_s = self._ownership.now() - facts.created
+        return age_s >= YOUNG_S and self._gone(facts.launch_id)
 
     async def _is_ghost(self, fingerprint: str) -> bool:
         """Whether nobody will bring a session any more: then it has ended."""

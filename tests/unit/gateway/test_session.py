@@ -897,7 +897,7 @@ def test_request_of_the_child_with_an_id_too_long_is_refused(play: Play) -> None
 def test_duplicate_id_is_refused_and_the_first_call_is_answered(play: Play) -> None:
     asked = play.calls(1, "A")
     with pytest.raises(DuplicateId):
-        play.calls(1, "B")
+        play.calls(1, "B", method="another/method")
     assert play.child_reads() == [asked]
     assert [d.stream for d in play.answers(1)] == ["A"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway.edge import intake, sse
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Moved
 from gateway.jsonrpc import error_response
 from gateway.sessions.live import Live
 from gateway.sessions.streams import Item, Outbox
@@ -28,6 +28,37 @@ STREAM_HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
 }
+
+
+@dataclass(slots=True)
+class Begun:
+    """An event stream that has begun: whatever comes of its request goes there.
+
+    Attributes:
+        response: the stream.
+        numbered: its client has an event's id, and so all before that.
+    """
+
+    response: web.StreamResponse
+    numbered: bool = False
+
+    async def last(self, raw: bytes) -> web.StreamResponse:
+        """Write one more event, and the end."""
+        before, after = sse.frame()
+        await write(self.response, before)
+        await write_pieces(self.response, raw)
+        await write(self.response, after)
+        await self.response.write_eof()
+        return self.response
+
+
+BEGUN: web.RequestKey[Begun] = web.RequestKey("begun")
+
+Doubt = Callable[[Callable[[], None]], None]
+
+DOUBT: web.RequestKey[Doubt] = web.RequestKey("doubt")
+"""Set on requests of which nobody here knows whether their client has what is written; takes what
+to do once it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +83,18 @@ class Reply:
         """Write one answer as JSON; it is delivered when this returns, or waits with its call."""
         try:
             with self.live.delivering(answer):
-                return await self._write_whole(answer)
+                response = await self._write_whole(answer)
         except (ConnectionResetError, TimeoutError):
             cut(self.request)  # nobody is there, or nobody reads
             return web.Response()
+        self._doubt(answer)
+        return response
 
     async def _write_whole(self, answer: Item) -> web.StreamResponse:
         self.outbox.begun = True
+        begun: Begun | None = self.request.get(BEGUN)
+        if begun is not None:
+            return await begun.last(answer.raw)
         headers = dict(self.headers())
         if answer.error is not None:
             headers |= refusal(answer.error).headers
@@ -104,20 +140,32 @@ class Reply:
             opening: first bytes: a comment, or an event without data.
             promise: ordinal of a request that the agent does not have yet. Once it does, an event
                 without data says that the client may come back for the rest.
+
+        Raises:
+            Moved: the session is at another process, and the client cannot come back by itself.
         """
-        response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers()})
-        outbox = self.outbox
+        begun, outbox = self.request.get(BEGUN), self.outbox
         outbox.begun, outbox.promise = True, promise
         outbox.cut = functools.partial(cut, self.request)
+        response = web.StreamResponse(headers={**STREAM_HEADERS, **self.headers()})
         try:
-            await response.prepare(self.request)
+            if begun is None:
+                begun = self.request[BEGUN] = Begun(response)
+                await response.prepare(self.request)
+            response = begun.response
             await write(response, opening)
-            while (item := await self._next(response)) is not None:
+            begun.numbered = begun.numbered or opening.startswith(b"id:")
+            while (item := await self._next(begun)) is not None:
                 with self.live.delivering(item):
                     if item.raw:
                         await write_event(response, item, outbox)
+                begun.numbered = begun.numbered or bool(item.position and outbox.numbered)
+                if item.last:
+                    self._doubt(item)
                 if item.last and outbox.ended():
                     break
+            else:
+                self._check_moved(begun)
             await response.write_eof()
         except ConnectionResetError:
             return response  # the client hung up; what that means is the session's business
@@ -125,13 +173,25 @@ class Reply:
             cut(self.request)  # it does not read: what lies there was not delivered
         return response
 
-    async def _next(self, response: web.StreamResponse) -> Item | None:
+    def _doubt(self, answer: Item) -> None:
+        doubt = self.request.get(DOUBT)
+        if doubt is not None:
+            doubt(self.live.doubt(answer))
+
+    def _check_moved(self, begun: Begun) -> None:
+        """Let a request follow its session whose client could not come back for the rest."""
+        outbox = self.outbox
+        follows = self.request.method == "POST" and outbox.label and outbox.numbered
+        if self.live.moved and follows and not (outbox.resumable and begun.numbered):
+            raise Moved("the session has moved to another gateway process; send the request again")
+
+    async def _next(self, begun: Begun) -> Item | None:
         """Take the next delivery that may be written; keep the connection alive meanwhile."""
-        outbox, live = self.outbox, self.live
+        outbox, live, response = self.outbox, self.live, begun.response
         while True:
             if outbox.promise is not None and _is_quiet(outbox):
                 if await live.confirmed(outbox.promise, outbox, sse.KEEP_ALIVE_S):
-                    outbox.promise = None
+                    outbox.promise, begun.numbered = None, True
                     await write(response, sse.priming(outbox.since, outbox.label))
                 elif _is_quiet(outbox):
                     await write(response, sse.COMMENT)

@@ -4,6 +4,7 @@ One URL takes every revision of Streamable HTTP. What differs between the eras i
 `streamable_http` and `modern_http`.
 """
 
+import functools
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from aiohttp import web
 
 from gateway import patience
 from gateway.edge import intake
+from gateway.edge.answering import DOUBT, Doubt
 from gateway.edge.auth import KeyRing
 from gateway.edge.loopback import Loopback
 from gateway.eras.headers import REVISION_HEADER
@@ -80,6 +82,8 @@ class Door:
         else:
             principal, patience_s = carried
             patience.begin(patience_s)
+            doubt: Doubt = functools.partial(self._loopback.doubt, request.headers)
+            request[DOUBT] = doubt
         return Caller(principal, self._server(request.match_info), _handle(request))
 
     def _server(self, path: Mapping[str, str]) -> ServerDefinition:

@@ -5,10 +5,12 @@ whoever serves it: back-pressure, cut connections and clients that hang up are w
 """
 
 import contextlib
+import functools
 import hmac
+import itertools
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -25,11 +27,16 @@ RELAY_HEADER = "Rendezvous-Relay"
 PRINCIPAL_HEADER = "Rendezvous-Principal"
 """Who the client is, as the process found that the client came to."""
 
+NUMBER_HEADER = "Rendezvous-Relay-Number"
+"""Tells carried requests apart."""
+
 PATIENCE_HEADER = "Rendezvous-Patience"
 """How many seconds its answer may take to begin."""
 
 CONNECT_S = 5.0
 """How long the own socket may take to let a request in."""
+
+Had = Callable[[], None]
 
 _TROUBLE = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
 """What a client of aiohttp raises; ValueError for what cannot be written as HTTP."""
@@ -44,6 +51,8 @@ class Loopback:
     def __init__(self) -> None:
         self._token = secrets.token_urlsafe(32)
         self._client: aiohttp.ClientSession | None = None
+        self._numbers = itertools.count(1)
+        self._doubts: dict[str, Had] = {}
 
     def carried(self, headers: Mapping[str, str]) -> tuple[str, float] | None:
         """Return who asks and how much patience is left; None for a request that was not carried.
@@ -58,6 +67,15 @@ class Loopback:
         if not hmac.compare_digest(given, self._token.encode()):
             raise BadKey(f"{RELAY_HEADER} is not for clients")
         return headers[PRINCIPAL_HEADER], float(headers[PATIENCE_HEADER])
+
+    def doubt(self, headers: Mapping[str, str], had: Had) -> None:
+        """Say what to do once the client of a carried request has its answer.
+
+        Until then nobody knows: the process that carries it may die before it has written it.
+        """
+        number = headers[NUMBER_HEADER]
+        if number in self._doubts:
+            self._doubts[number] = had
 
     @contextlib.asynccontextmanager
     async def serving(self, runner: web.BaseRunner) -> AsyncIterator[None]:
@@ -83,6 +101,9 @@ class Loopback:
                     self._client = None
                     await site.stop()
 
+    def _had(self, number: str) -> None:
+        self._doubts[number]()
+
     @contextlib.asynccontextmanager
     async def perform(self, carried: Carried) -> AsyncIterator[Performed]:
         """Perform a request; leaving early hangs up on it.
@@ -92,15 +113,17 @@ class Loopback:
         """
         if self._client is None:
             raise NotPerformed("this process does not serve")
-        asked = carried.asked
+        asked, number = carried.asked, str(next(self._numbers))
         headers = [
             *asked.headers,
             (RELAY_HEADER, self._token),
             (PRINCIPAL_HEADER, asked.principal),
+            (NUMBER_HEADER, number),
             (PATIENCE_HEADER, str(min(asked.patience_s, FIRST_BYTE_S))),
         ]
         if carried.size:
             headers.append(("Content-Length", str(carried.size)))
+        self._doubts[number] = _nothing
         try:
             response = await self._client.request(
                 asked.method,
@@ -109,12 +132,25 @@ class Loopback:
                 data=carried.body if carried.size else None,
                 allow_redirects=False,
             )
-        except _TROUBLE as error:
-            raise NotPerformed(type(error).__name__) from error
+        except BaseException as error:
+            del self._doubts[number]
+            if isinstance(error, _TROUBLE):
+                raise NotPerformed(type(error).__name__) from error
+            raise
         try:
-            yield Performed(response.status, _plain(response.headers), _pieces(response))
+            yield Performed(
+                response.status,
+                _plain(response.headers),
+                _pieces(response),
+                functools.partial(self._had, number),
+            )
         finally:
             response.close()
+            del self._doubts[number]
+
+
+def _nothing() -> None:
+    return
 
 
 async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from aiohttp import web
 
 from gateway.edge import intake
-from gateway.edge.answering import WRITE_S, cut, refusal, write
+from gateway.edge.answering import BEGUN, Begun, refusal, write
 from gateway.edge.door import HANDLE_HEADER, Caller, is_modern
 from gateway.edge.loopback import RELAY_HEADER
+from gateway.edge.passing import MOVED, Passage
 from gateway.eras.headers import REVISION_HEADER
 from gateway.eras.versions import ASSUMED, resumable
 from gateway.errors import (
@@ -32,7 +33,7 @@ from gateway.errors import (
 from gateway.exchange.carrying import Asked, PeerGone, Superseded
 from gateway.exchange.exchange import Answer, Exchange
 from gateway.jsonrpc import Kind, peek
-from gateway.patience import FIRST_BYTE_S, patience
+from gateway.patience import FIRST_BYTE_S, begin, patience
 from gateway.store.base import StoreAway
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.2
@@ -54,22 +55,6 @@ CARRIED = frozenset(
 that says who the client is or where it came from, and none of the connection."""
 
 MCP = "mcp-"
-
-KEPT = frozenset(
-    {
-        "allow",
-        "cache-control",
-        "content-type",
-        "mcp-session-id",
-        "rendezvous-session",
-        "retry-after",
-        "www-authenticate",
-        "x-accel-buffering",
-    }
-)
-"""Response headers that are passed on."""
-
-BROKEN = (PeerGone, Superseded, StoreAway)
 
 Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
@@ -159,7 +144,8 @@ class Relaying:
         keeping = request.get(intake.KEEPING)
         if isinstance(keeping, Keeping):
             keeping.begun = True
-            keeping.drop()
+            if BEGUN not in request or len(keeping.body or b"") > intake.SMALL_BYTES:
+                keeping.drop()
 
     async def serve(
         self, handler: Handler, request: web.Request, caller: Caller
@@ -177,14 +163,15 @@ class Relaying:
         with self._keeping(request) as keeping:
             self._under_way += 1
             try:
-                return await self._wherever(keeping, handler, request, caller)
+                response = await self._wherever(keeping, handler, request, caller)
             except GatewayError as error:
-                if keeping.begun:
+                if keeping.begun and BEGUN not in request:
                     raise
-                return refusal(error, _id_of(keeping.body))
+                response = refusal(error, _id_of(keeping.body))
             finally:
                 self._under_way -= 1
                 self._over.set()
+            return await _where_it_began(request, response)
 
     @contextlib.contextmanager
     def _keeping(self, request: web.Request) -> Iterator[Keeping]:
@@ -202,8 +189,10 @@ class Relaying:
             try:
                 return await handler(request, caller)
             except Moved:  # no agent has had it, or its session recognises it
-                if keeping.begun:
+                if keeping.begun and not _goes_on(keeping, request):
                     raise
+                if keeping.begun:
+                    begin()  # its first byte is out
             except Elsewhere as where:
                 answer = await self._carry(keeping, where, request, caller)
                 if answer is not None:
@@ -232,7 +221,7 @@ class Relaying:
                 del body
                 if answer.status == Elsewhere.status:
                     return None  # that process did nothing
-                return await self._write(request, answer)
+                return await self._pass_on(keeping, request, answer)
         except (PeerGone, Superseded) as error:
             if is_modern(request):
                 raise Restarting(
@@ -244,36 +233,31 @@ class Relaying:
                 "gateway processes cannot reach one another; send the request again"
             ) from error
 
-    async def _write(self, request: web.Request, answer: Answer) -> web.StreamResponse:
-        """Write an answer to the client as it comes.
+    async def _pass_on(
+        self, keeping: Keeping, request: web.Request, answer: Answer
+    ) -> web.StreamResponse | None:
+        """Write an answer to the client as it comes; None if it must be asked for again.
 
-        If it breaks off, a stream ends as if it had ended well, since its client comes back for the
-        rest; of anything else the connection is cut, so that nobody takes a part for the whole.
+        Raises:
+            Restarting: it broke off, and cannot be asked for again.
         """
-        response = _begun(answer)
-        streams = response.headers.get("Content-Type", "").startswith(intake.SSE)
-        comes_back = streams and _comes_back(request)
+        passage = Passage(request, answer, comes_back=_comes_back(request))
+        passage.leaving = self._may_leave
         try:
-            await response.prepare(request)
-            try:
-                async for piece in answer.pieces():
-                    await write(response, piece)
-                    if comes_back:  # for it has an event's id now
-                        self._resumable.add(answer)
-                    if comes_back and self._leaving:
-                        answer.leave()
-            except BROKEN:
-                if not streams:
-                    raise
-            async with asyncio.timeout(WRITE_S):
-                await response.write_eof()
-        except ConnectionResetError:
-            return response  # the client hung up
-        except (TimeoutError, *BROKEN):
-            cut(request)
+            response = await passage.through()
         finally:
             self._resumable.discard(answer)
+        if response is None and keeping.begun:
+            if not _goes_on(keeping, request) or (is_modern(request) and not answer.complete):
+                raise Restarting("the session has left its gateway process; send the request again")
+            begin()  # its first byte is out
         return response
+
+    def _may_leave(self, answer: Answer) -> None:
+        """The client of a stream has an event's id now, and could come back for the rest."""
+        self._resumable.add(answer)
+        if self._leaving:
+            answer.leave()
 
     async def _read(self, keeping: Keeping, request: web.Request, caller: Caller) -> bytes:
         """Return the body; few large ones of a principal are read at the same time."""
@@ -290,18 +274,30 @@ async def _here_only(handler: Handler, request: web.Request, caller: Caller) -> 
     try:
         return await handler(request, caller)
     except Moved as error:
-        raise Elsewhere(error.message, "", "") from error
+        begun: Begun | None = request.get(BEGUN)
+        if begun is None:
+            raise Elsewhere(error.message, "", "") from error
+        with contextlib.suppress(ConnectionResetError, TimeoutError):
+            await write(begun.response, MOVED)
+            await begun.response.write_eof()
+        return begun.response
 
 
-def _begun(answer: Answer) -> web.StreamResponse:
-    """Return the response that an answer becomes."""
-    response = web.StreamResponse(status=answer.status)
-    for name, value in answer.headers:
-        if name.lower() in KEPT:
-            response.headers.add(name, value)
-        elif name.lower() == "content-length":
-            response.content_length = int(value)
-    return response
+def _goes_on(keeping: Keeping, request: web.Request) -> bool:
+    """Whether what comes of a request served again can be written to the stream that has begun."""
+    begun: Begun | None = request.get(BEGUN)
+    return keeping.body is not None and begun is not None and not begun.numbered
+
+
+async def _where_it_began(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """Write a response that is not written yet to the stream that has begun, if one has."""
+    begun: Begun | None = request.get(BEGUN)
+    if begun is None or response.prepared or not isinstance(response, web.Response):
+        return response
+    body = response.body
+    with contextlib.suppress(ConnectionResetError, TimeoutError):
+        return await begun.last(body if isinstance(body, bytes) else b"")
+    return begun.response
 
 
 def _comes_back(request: web.Request) -> bool:

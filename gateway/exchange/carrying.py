@@ -5,7 +5,7 @@ that a slow client stops its own stream and nothing else, and neither end holds 
 """
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -73,6 +73,10 @@ class Carried:
     body: AsyncIterator[bytes] = field(repr=False)
 
 
+def _nobody_asks() -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True)
 class Performed:
     """What a request came to.
@@ -81,11 +85,13 @@ class Performed:
         status: of HTTP.
         headers: all of them.
         pieces: the body as it comes.
+        had: called once all of it was written to the client.
     """
 
     status: int
     headers: Headers = field(repr=False)
     pieces: AsyncIterator[bytes] = field(repr=False)
+    had: Callable[[], None] = field(repr=False, default=_nobody_asks)
 
 
 class Ask(msgspec.Struct, array_like=True, frozen=True, tag="ask"):
@@ -117,6 +123,12 @@ class More(msgspec.Struct, array_like=True, frozen=True, tag="more"):
 
 class Cancel(msgspec.Struct, array_like=True, frozen=True, tag="cancel"):
     """Asker: nobody waits for the answer any more."""
+
+    id: int
+
+
+class Had(msgspec.Struct, array_like=True, frozen=True, tag="had"):
+    """Asker: the whole answer was written to the client."""
 
     id: int
 
@@ -162,7 +174,7 @@ class Word(msgspec.Struct, array_like=True, frozen=True, tag="word"):
     text: bytes
 
 
-FromAsker = Body | More | Cancel
+FromAsker = Body | More | Cancel | Had
 FromPerformer = Head | Piece | MoreBody | End | Failed
 Content = Ask | FromAsker | FromPerformer | Word
 

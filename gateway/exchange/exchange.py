@@ -26,6 +26,7 @@ from gateway.exchange.carrying import (
     End,
     Failed,
     FromPerformer,
+    Had,
     Head,
     Headers,
     More,
@@ -49,6 +50,9 @@ MOST = 10_000
 AWAY_S = 40.0
 """After so long without the engine whatever is under way is given up. A restart of the engine is
 shorter; the platform's router cuts a silent stream after 55 s."""
+
+HAD_S = 40.0
+"""How long the end of an answer may take to be written to a client that reads slowly."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """Between attempts to reach an engine that is away."""
@@ -118,6 +122,7 @@ class There:
     number: int
     performing: Performing
     bell: Bell = field(default_factory=Bell)
+    had: bool = False
 
 
 class Answer:
@@ -126,11 +131,13 @@ class Answer:
     Attributes:
         status: of HTTP.
         headers: all of them.
+        had: to be set once the whole of it was written to the client.
     """
 
     def __init__(self, head: Head, here: Here, put: Callable[[str, Content], None]) -> None:
         self.status: int = head.status
         self.headers: Headers = head.headers
+        self.had = False
         self._here = here
         self._put = put
 
@@ -153,6 +160,11 @@ class Answer:
             if asking.ended:
                 return
             await self._here.bell.heard()
+
+    @property
+    def complete(self) -> bool:
+        """True when the whole of it has come, and well."""
+        return self._here.asking.ended and self._here.asking.failure is None
 
     def leave(self) -> None:
         """End it, as this process leaves; what has come is still given out."""
@@ -245,15 +257,18 @@ class Exchange:
         self._asked[number] = here
         self._claims[here.claim].add(number)
         self._post.wait_for(gateway, self._now())
+        answer: Answer | None = None
         try:
-            yield await self._begin(here)
+            yield (answer := await self._begin(here))
         finally:
             del self._asked[number]
             self._claims[here.claim].discard(number)
             if not self._claims[here.claim]:
                 del self._claims[here.claim]
             self._post.leave(gateway)
-            if here.told and not here.asking.settled:
+            if answer is not None and answer.had:
+                self._put(gateway, Had(number))
+            elif here.told:
                 self._put(gateway, Cancel(number))
 
     async def _begin(self, here: Here) -> Answer:
@@ -345,9 +360,19 @@ class Exchange:
                 self._put(there.peer, Head(number, performed.status, performed.headers))
                 async for piece in performed.pieces:
                     await self._send(there, memoryview(piece))
-            self._put(there.peer, End(number))
+                self._put(there.peer, End(number))
+                if await self._was_had(there):
+                    performed.had()
         except NotPerformed:
             self._put(there.peer, Failed(number))
+
+    async def _was_had(self, there: There) -> bool:
+        """Wait until the asker has given the whole answer out, for a bounded time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HAD_S):
+                while not there.had:
+                    await there.bell.heard()
+        return there.had
 
     async def _body(self, there: There) -> AsyncIterator[bytes]:
         performing = there.performing
@@ -425,6 +450,10 @@ class Exchange:
                 self._hear_asker(peer, content)
             case Cancel():
                 self._stop(peer, content.id)
+            case Had():
+                if (there := self._performing.get((peer, content.id))) is not None:
+                    there.had = True
+                    there.bell.ring()
             case Word():
                 self._hear(Note(peer, content.text))
             case _:

@@ -5,8 +5,9 @@ No rule lives here; it moves bytes between the three, in order.
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from dyno_agent.link import Channel, ChildSpec, CloseCode, Hello, LinkLost, Welcome
@@ -145,6 +146,13 @@ class Live:
         self.session.delivered(item)
         self._wake_if_news()
 
+    def doubt(self, _answer: Item) -> Callable[[], None]:
+        """An answer was written, and yet its client may not have it; return what to do once it has.
+
+        Until then a request that is sent again is not made again.
+        """
+        return _nothing
+
     def _give_back(self, item: Item) -> None:
         if item.notice or not item.stream.continued:
             self.session.undelivered(item)
@@ -195,12 +203,16 @@ class Live:
         """
         self.handed_over = self.moved = True
         self.hand_over()
-        for outbox in [each for each in self._outboxes if not each.begun]:
+        for outbox in [each for each in self._outboxes if self._follows(each)]:
             outbox.close()
             self._outboxes.discard(outbox)
             self.session.stream_gone(outbox, time.monotonic())
         error = Restarting("the session has moved to another gateway process; send it again")
         self.fail(error, time.monotonic(), all_calls=False)
+
+    def _follows(self, outbox: Outbox) -> bool:
+        """Whether who waits there finds out by itself, and follows the session."""
+        return not outbox.begun or outbox.numbered
 
     def abort(self) -> None:
         """Drop the connection of its agent, which is elsewhere."""
@@ -450,6 +462,13 @@ class OwnedLive(Live):
             self._supersede(outbox, continued=True)
         return ordinal
 
+    def doubt(self, answer: Item) -> Callable[[], None]:
+        """See `Live.doubt`."""
+        if answer.call is None:
+            return _nothing
+        self.session.doubt(answer.call)
+        return functools.partial(self.session.believe, answer.call)
+
     def listen(self, outbox: Outbox, after: int | None) -> None:
         """Attach the stream of a GET: a new general one, or the rest of any that broke off.
 
@@ -481,6 +500,10 @@ class SharedLive(Live):
         """See `Live.movable`; the one request that such a session was made for is here."""
         return super().movable or (not self.tied and self.record.server.isolation != "request")
 
+    def _follows(self, outbox: Outbox) -> bool:
+        """See `Live`; what an agent may have taken must not be asked twice."""
+        return not outbox.begun or not self.carried
+
     def gone_elsewhere(self) -> GatewayError:
         """See `Live.gone_elsewhere`; what an agent may have taken must not be asked twice."""
         if self.moved and self.carried:
@@ -497,3 +520,7 @@ class SharedLive(Live):
                 self.drop_outbox(outbox)
                 if outbox.cut is not None:
                     outbox.cut()  # what it was reading is given back as well, and all others go on
+
+
+def _nothing() -> None:
+    return

@@ -110,6 +110,14 @@ class OwnedSession(Session[S]):
         call.ordinal = self._forward(line, now)
         return call.ordinal, self.routing.position
 
+    def doubt(self, call: Call[S]) -> None:
+        """The answer to a call was written; its client may come back for it and not have it."""
+        self._table.park(call)
+
+    def believe(self, call: Call[S]) -> None:
+        """It has it."""
+        self._table.unpark(call)
+
     def at_once(self, envelope: Envelope, size: int, now: float) -> bytes | None:
         """Answer a request from the catalogue; None if only the child can.
 

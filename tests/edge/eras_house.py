@@ -185,7 +185,10 @@ class Stage:
         return await self.child_of(await self.order(), program)
 
     async def child_of(self, order: LaunchOrder, program: Program) -> Child:
-        agent = await self.house.join(order)
+        return await self.play(await self.house.join(order), program)
+
+    async def play(self, agent: Agent, program: Program) -> Child:
+        """Play the child of an agent that was just welcomed."""
         spec = agent.welcome.child
         assert spec is not None
         played = Child(agent, program, spec.face)

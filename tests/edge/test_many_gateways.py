@@ -31,7 +31,16 @@ from tests.edge.eras_house import (
     opens,
     stage,
 )
-from tests.fakes.house import BOUND, LASTING, RESUMING, House, eventually, opened, refusal
+from tests.fakes.house import (
+    BOUND,
+    LASTING,
+    RESUMING,
+    House,
+    eventually,
+    opened,
+    refusal,
+    token_of,
+)
 from tests.fakes.launchers import RecordingLauncher
 
 if TYPE_CHECKING:
@@ -413,6 +422,58 @@ async def test_sessions_of_a_key_are_counted_over_all_gateways() -> None:
                 assert int(response.headers["Retry-After"]) > 0
 
 
+@asynccontextmanager
+async def warm(doors: int) -> AsyncIterator[tuple[Town, LaunchOrder]]:
+    """Gateways that keep one dyno parked, and the launch of that dyno."""
+    engine, launcher, servers = Engine(), RecordingLauncher(), (definition(warm=1),)
+    async with (
+        opened(launcher, LASTING, servers, store=MemoryStore(engine)) as first,
+        stage(first) as played,
+    ):
+        orders: dict[bool, LaunchOrder] = {}
+        async with asyncio.timeout(BOUND):
+            while len(orders) < 2:
+                order = await launcher.orders.get()
+                orders[order.launch_id in first.manager.pool] = order
+        child = await played.child_of(orders[False], Program())
+        assert await first.ear.closed(child.agent) == "answered"
+        built = Town(engine, [first], [played], launcher)
+        async with _more(built, doors - 1, servers):
+            yield built, orders[True]
+
+
+@pytest.mark.parametrize("door", [0, 1])
+async def test_dyno_that_is_parked_at_any_door_is_adopted(door: int) -> None:
+    async with warm(2) as (built, order):
+        parked = await built.houses[door].park(token_of(order))
+        one = built.houses[0]
+        await eventually(lambda: [each.ready is not None for each in one.manager.pool] == [True])
+        key, _ = await opens(one)
+        async with calling(one, call(9), key) as waiting:
+            agent = await built.houses[door].adopted(parked)
+            await built.stages[door].play(agent, Program())
+        assert await waiting.result().json() == DONE
+        assert built.holder(key) == [door]
+        adopted = [event for event in one.ear.heard if isinstance(event, events.Adopted)]
+        assert [event.launch for event in adopted] == [order.launch_id]
+
+
+async def test_parked_dyno_whose_gateway_has_died_is_adopted_at_another_door() -> None:
+    async with warm(3) as (built, order):
+        token = token_of(order)
+        parked = await built.houses[0].park(token)
+        built.crash(0)
+        parked.socket.transport.abort()
+        await built.houses[1].park_again(parked, token)
+        two = built.houses[2]
+        await eventually(lambda: [each.ready is not None for each in two.manager.pool] == [True])
+        key, _ = await opens(two)
+        async with calling(two, call(9), key) as waiting:
+            agent = await built.houses[1].adopted(parked)
+            await built.stages[1].play(agent, Program())
+        assert await waiting.result().json() == DONE
+
+
 async def test_server_is_looked_at_by_one_gateway() -> None:
     engine, launcher, servers = Engine(), RecordingLauncher(), (definition(),)
     async with (
@@ -428,3 +489,52 @@ async def test_server_is_looked_at_by_one_gateway() -> None:
     assert shelf.TABLE == "catalogue"
     assert [event.name for event in two.ear.heard if isinstance(event, events.Learned)] == []
     assert OPENING["protocolVersion"] == RESUMING
+
+
+# Who may have an answer
+
+
+async def test_request_whose_answer_died_on_its_way_is_not_made_again() -> None:
+    async with town() as built:
+        key, child = await begun(built)
+        front = built.houses[1]
+        send = front.manager.store.receive
+        received = asyncio.Event()
+
+        async def deaf() -> Any:
+            received.set()
+            await asyncio.Event().wait()
+
+        lost = front.tasks.create_task(front.post(call(10), key, "2025-06-18"))
+        front.manager.store.receive = deaf  # type: ignore[method-assign]
+        await child.takes("tools/call", 2)
+        await built.houses[0].ear.until("call")
+        lost.cancel()
+        front.manager.store.receive = send  # type: ignore[method-assign]
+        response = await built.houses[2].post(call(10), key, "2025-06-18")
+        assert await response.json() == answered(10, {"content": []})
+        assert child.methods.count("tools/call") == 2
+
+
+async def test_request_whose_client_has_the_answer_may_be_made_again() -> None:
+    """Some clients give all their requests one id."""
+    async with town() as built:
+        key, child = await begun(built)
+        for _ in range(3):
+            response = await built.houses[1].post(call(10), key, "2025-06-18")
+            assert await response.json() == answered(10, {"content": []})
+        assert child.methods.count("tools/call") == 4
+
+
+async def test_stream_that_has_begun_follows_its_session_that_boots() -> None:
+    told = {**call(9), "params": {**call(9)["params"], "_meta": {"progressToken": "p"}}}
+    async with town() as built:
+        key, _ = await opens(built.houses[0])
+        async with built.houses[1].asking(told, key) as stream:
+            first = await stream.message()
+            assert first["params"]["progressToken"] == "p"
+            child = await built.stages[2].child_of(await built.order(), Program())
+            while "result" not in (message := await stream.message()):
+                assert message["method"] == "notifications/progress"
+        assert message == DONE
+        assert child.methods.count("tools/call") == 1

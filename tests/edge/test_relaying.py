@@ -11,6 +11,7 @@ import pytest_asyncio
 from aiohttp import web
 from yarl import URL
 
+from gateway.edge import passing
 from gateway.edge import relaying as relaying_module
 from gateway.edge.door import Caller
 from gateway.edge.loopback import PATIENCE_HEADER, PRINCIPAL_HEADER, RELAY_HEADER
@@ -98,7 +99,7 @@ async def test_body_over_the_limit_is_refused_where_it_comes_in(street: Street) 
 
 async def test_event_stream_comes_as_it_is_written(street: Street) -> None:
     async with street.post("stream") as response:
-        assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+        assert await response.content.readuntil(b"\n\n") == b"id: 1.i1\ndata: first\n\n"
         assert response.headers["Content-Type"] == "text/event-stream"
         assert response.headers["Cache-Control"] == "no-store"
         assert response.headers["X-Accel-Buffering"] == "no"
@@ -111,7 +112,7 @@ async def test_event_stream_comes_as_it_is_written(street: Street) -> None:
 async def test_get_and_delete_are_carried_too(street: Street) -> None:
     headers = {"Mcp-Do": "stream", "Last-Event-ID": "1.i7"}
     async with street.client.get(street.b.url, headers=headers) as response:
-        assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+        assert await response.content.readuntil(b"\n\n") == b"id: 1.i1\ndata: first\n\n"
     async with street.client.delete(street.b.url, headers={"Mcp-Do": "nothing"}) as response:
         assert response.status == 204
     assert street.a.seen[0]["Last-Event-ID"] == "1.i7"
@@ -315,7 +316,7 @@ async def test_request_follows_its_session_to_the_process_it_came_to(
         await street.a.until(lambda: street.a.did == ["held"])
         street.board["s1"] = "b"
         await taken_by_another(engine)
-    assert asking.result() == b"data: first\n\n"
+    assert asking.result() == b"id: 1.i1\ndata: first\n\n"
     assert street.b.did == ["stream"]
 
 
@@ -415,7 +416,7 @@ async def test_stream_ends_early_only_for_a_client_that_comes_back(
         street.post("stream", {}, revision=revision) as response,
         asyncio.TaskGroup() as tasks,
     ):
-        assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+        assert await response.content.readuntil(b"\n\n") == b"id: 1.i1\ndata: first\n\n"
         draining = tasks.create_task(street.b.relaying.drain(WAIT_S))
         if revision == "2025-11-25":
             assert await response.read() == b""
@@ -433,7 +434,7 @@ async def test_stream_ends_only_after_an_event_that_its_client_can_come_back_wit
         tasks.create_task(street.b.relaying.drain(WAIT_S))
         await eventually(lambda: street.b.relaying._leaving)
         street.a.gate.set()
-        assert (await response.read()).startswith(b"data: first\n\n")
+        assert (await response.read()).startswith(b"id: 1.i1\ndata: first\n\n")
 
 
 async def test_stream_that_begins_while_the_process_leaves_ends_after_its_first_event(
@@ -455,7 +456,7 @@ async def test_stream_that_begins_while_the_process_leaves_ends_after_its_first_
         asking = tasks.create_task(ask())
         await eventually(lambda: street.a.exchange.under_way == (0, 1))
         tasks.create_task(street.b.relaying.drain(WAIT_S))
-    assert asking.result().startswith(b"data: first\n\n")
+    assert asking.result().startswith(b"id: 1.i1\ndata: first\n\n")
 
 
 async def test_what_is_not_answered_in_time_is_let_go(street: Street) -> None:
@@ -471,7 +472,7 @@ async def test_what_is_not_answered_in_time_is_let_go(street: Street) -> None:
             asking = tasks.create_task(ask())
             await street.a.until(lambda: "never" in street.a.did)
             await street.b.relaying.drain(0.0)
-            assert await stream.read() == b""
+            assert b'"reason":"restarting"' in await stream.read()
         status, told = asking.result()
         assert isinstance(told, dict)
         assert (status, told["id"], told["error"]["data"]["reason"]) == (503, 5, "restarting")
@@ -573,6 +574,6 @@ class _Unwritable:
     """A request that nobody may touch."""
 
 
-@pytest.mark.parametrize("names", [relaying_module.KEPT, relaying_module.CARRIED])
+@pytest.mark.parametrize("names", [passing.KEPT, relaying_module.CARRIED])
 def test_names_of_headers_are_compared_in_lower_case(names: frozenset[str]) -> None:
     assert names == {name.lower() for name in names}

@@ -42,7 +42,7 @@ async def test_bodies_pass_byte_for_byte_both_ways(street: Street, size: int) ->
 
 async def test_event_stream_comes_as_it_is_written(street: Street) -> None:
     async with street.post("stream") as response:
-        assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+        assert await response.content.readuntil(b"\n\n") == b"id: 1.i1\ndata: first\n\n"
         street.a.gate.set()
         assert await response.read() == b"data: second\n\n"
 

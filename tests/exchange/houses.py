@@ -168,7 +168,7 @@ class House:
         await response.prepare(request)
         if does == "stream-late":
             await self.gate.wait()
-        await write(response, b"data: first\n\n")
+        await write(response, b"id: 1.i1\ndata: first\n\n")
         if does.endswith("cut"):
             await self.gate.wait()
             cut(request)

@@ -36,6 +36,7 @@ from tests.proof.scale_clients import (
     LegacyPlain,
     LegacyResuming,
     ModernClient,
+    Unknown,
 )
 from tests.proof.scale_house import PRINCIPALS, House
 
@@ -192,7 +193,8 @@ class Proof:
 
     def _listens(self, client: Client) -> bool:
         number = self._clients.index(client)
-        return isinstance(client, LegacyResuming) and number % LISTENING == 0
+        able = isinstance(client, LegacyResuming) and not client.diary.unknown
+        return able and number % LISTENING == 0
 
     def mention(self, what: str) -> None:
         """Say what happened, if that is wanted."""
@@ -235,7 +237,11 @@ class Proof:
 
         async def opened(client: Client) -> None:
             async with room:
-                await client.open()
+                try:
+                    await client.open()
+                except Unknown as unknown:
+                    client.diary.unknown.append(f"handshake: {unknown}")
+                    return
                 self._serials[client.diary.owner] = 1
                 await client.call(Order(1))
 
@@ -297,6 +303,8 @@ class Proof:
         pacer: Pacer | None,
     ) -> None:
         for order in orders:
+            if client.diary.unknown:
+                return
             if pacer is not None:
                 await pacer.turn()
             if order.steps:

@@ -23,7 +23,7 @@ from dyno_agent import __version__
 from dyno_agent.child import PIPE_LINGER_S, Child, ExitReport, SpawnFailed
 from dyno_agent.compat import TaskGroup, timeout
 from dyno_agent.deadman import DeadMan
-from dyno_agent.dialer import Abort, Attachment, Backoff, Refused, Unreachable, dial
+from dyno_agent.dialer import Abort, Attachment, Backoff, Elsewhere, Refused, Unreachable, dial
 from dyno_agent.faces import FACES, Face, Moves
 from dyno_agent.hardening import harden
 from dyno_agent.link import (
@@ -132,6 +132,7 @@ class Agent:
                 )
             except Unreachable as error:  # noqa: PERF203 - between two tries it waits
                 self._deadman.lost(time.monotonic())
+                backoff.elsewhere = isinstance(error, Elsewhere)
                 pause_s = backoff.wait_s()
                 if self._deadman.remaining(time.monotonic()) <= pause_s:
                     raise
@@ -230,6 +231,7 @@ class Agent:
                 hello = self._hello("resume")
                 return await dial(self._config.url, credential, hello, self._capsule)
             except Unreachable as error:
+                backoff.elsewhere = isinstance(error, Elsewhere)
                 log.info("redial failed: %s", error)
 
     async def _pause(self, pause_s: float) -> None:

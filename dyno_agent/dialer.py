@@ -40,6 +40,9 @@ back is not met by all agents at once."""
 SPREAD_S = 1.0
 """A gateway that drains sends all its agents away at once: they come back over so long."""
 
+ELSEWHERE, ELSEWHERE_S = 421, 0.3
+"""That status is an answer and no outage: the next dial comes within so long."""
+
 TERMINAL_STATUS = {400, 401, 403}
 """Refusals that a repeat cannot mend. A 404, 429 or 5xx may be a router or a gateway in between."""
 
@@ -52,6 +55,10 @@ class Unreachable(Exception):
     """No attachment this time; dial again."""
 
 
+class Elsewhere(Unreachable):
+    """This gateway process is not the one: the session can live at another one only."""
+
+
 @dataclass(**SLOTS)
 class Backoff:
     """How long to wait before the next dial. Make a new one once an attachment was useful.
@@ -59,13 +66,18 @@ class Backoff:
     Attributes:
         attempt: dials so far.
         spread: the next one is one of many at the same moment.
+        elsewhere: the last one has reached the wrong process.
     """
 
     attempt: int = 0
     spread: bool = False
+    elsewhere: bool = False
 
     def wait_s(self) -> float:
         """Return the next pause in seconds."""
+        if self.elsewhere:
+            self.elsewhere = False
+            return random.uniform(0, ELSEWHERE_S)  # noqa: S311 - jitter, not a secret
         ceiling = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self.attempt)
         if self.spread:
             ceiling, self.spread = max(ceiling, SPREAD_S), False
@@ -167,6 +179,8 @@ async def dial(
         status = error.response.status_code
         if status in TERMINAL_STATUS:
             raise Refused(f"the gateway answered HTTP {status}") from error
+        if status == ELSEWHERE:
+            raise Elsewhere("the gateway has sent us to another of its processes") from error
         raise Unreachable(f"HTTP {status}") from error
     except (OSError, asyncio.TimeoutError, WebSocketException) as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error

@@ -181,7 +181,7 @@ class Reply:
     def _check_moved(self, begun: Begun) -> None:
         """Let a request follow its session whose client could not come back for the rest."""
         outbox = self.outbox
-        follows = self.request.method == "POST" and outbox.label and outbox.numbered
+        follows = self.request.method == "POST" and outbox.numbered
         if self.live.moved and follows and not (outbox.resumable and begun.numbered):
             raise Moved("the session has moved to another gateway process; send the request again")
 

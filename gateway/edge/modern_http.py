@@ -102,7 +102,7 @@ class ModernHttp:
             return told
         self._check_mirrors(request, caller, asked)
         live = await self._live(caller, asked, seal)
-        outbox = live.open_outbox()
+        outbox = live.open_outbox(numbered=asked.method != modern.LISTEN)
         try:
             await live.room()
             self._manager.check_room(live)

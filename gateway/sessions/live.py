@@ -190,10 +190,13 @@ class Live:
     def hand_over(self) -> bool:
         """End the streams whose clients come back; return whether calls of others still run."""
         for outbox in [each for each in self._outboxes if each.resumable or not each.label]:
-            outbox.close()
-            self._outboxes.discard(outbox)
-            self.session.stream_gone(outbox, time.monotonic())
+            self._close(outbox)
         return bool(self._outboxes)
+
+    def _close(self, outbox: Outbox) -> None:
+        outbox.close()
+        self._outboxes.discard(outbox)
+        self.session.stream_gone(outbox, time.monotonic())
 
     def leave(self) -> None:
         """Another process has the session: whoever waits here follows it, if that can be.
@@ -204,9 +207,7 @@ class Live:
         self.handed_over = self.moved = True
         self.hand_over()
         for outbox in [each for each in self._outboxes if self._follows(each)]:
-            outbox.close()
-            self._outboxes.discard(outbox)
-            self.session.stream_gone(outbox, time.monotonic())
+            self._close(outbox)
         error = Restarting("the session has moved to another gateway process; send it again")
         self.fail(error, time.monotonic(), all_calls=False)
 
@@ -499,6 +500,12 @@ class SharedLive(Live):
     def movable(self) -> bool:
         """See `Live.movable`; the one request that such a session was made for is here."""
         return super().movable or (not self.tied and self.record.server.isolation != "request")
+
+    def hand_over(self) -> bool:
+        """See `Live.hand_over`: nobody comes back here, but who only listens begins anew."""
+        for outbox in [each for each in self._outboxes if not each.numbered]:
+            self._close(outbox)
+        return bool(self._outboxes)
 
     def _follows(self, outbox: Outbox) -> bool:
         """See `Live`; what an agent may have taken must not be asked twice."""

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from gateway.registry.servers import ServerDefinition
 
 
+PHASES = 100
+"""Phases of a boot that one process may tell before the next one goes on."""
+
+
 class Reception:
     """Recognises agents, and rebuilds the sessions that they bring.
 
@@ -208,6 +212,7 @@ class Reception:
             record.move(Step.LAUNCH)
             record.launched = live.lease.launched = now
             record.billed = self._wall_clock()
+            live.session.told_elsewhere(min(claim.fence * PHASES, 9 * PHASES))
             live.session.start(now)
             live.launched.set()
         return live

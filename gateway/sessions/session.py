@@ -154,6 +154,10 @@ class Session(ABC, Generic[S]):
                 told.append(Delivery(call.stream, raw))
         return told
 
+    def told_elsewhere(self, phases: int) -> None:
+        """Earlier processes may have told so many: the next one is above them."""
+        self._phases = phases
+
     def _room_for_call(self) -> None:
         if len(self._table) >= MAX_CALLS:
             raise Busy(f"more than {MAX_CALLS} calls are in flight in this session")

@@ -526,11 +526,12 @@ async def test_request_whose_client_has_the_answer_may_be_made_again() -> None:
         assert child.methods.count("tools/call") == 4
 
 
-async def test_stream_that_has_begun_follows_its_session_that_boots() -> None:
+@pytest.mark.parametrize("front", [0, 1, 2])
+async def test_stream_that_has_begun_follows_its_session_that_boots(front: int) -> None:
     told = {**call(9), "params": {**call(9)["params"], "_meta": {"progressToken": "p"}}}
     async with town() as built:
         key, _ = await opens(built.houses[0])
-        async with built.houses[1].asking(told, key) as stream:
+        async with built.houses[front].asking(told, key) as stream:
             first = await stream.message()
             assert first["params"]["progressToken"] == "p"
             child = await built.stages[2].child_of(await built.order(), Program())

@@ -23,7 +23,7 @@ from dyno_agent.link import Channel, Limits
 from gateway.edge import answering, modern_http
 from gateway.eras.catalogue import Chapter
 from gateway.eras.modern import REVISION, SUBSCRIPTION_KEY
-from gateway.sessions import dynos
+from gateway.sessions import dynos, farewell
 from gateway.sessions import live as lives
 from gateway.sessions import manager as sessions
 from gateway.sessions import shared as sharing
@@ -1370,7 +1370,22 @@ async def test_handed_over_session_serves_on_at_the_next_process() -> None:
         await _serves_on(new, child)
 
 
-async def test_call_that_a_hand_over_cuts_off_is_told_to_come_again() -> None:
+async def test_call_is_answered_while_its_process_leaves() -> None:
+    async with deployment() as (old, _):
+        child = await warm(old)
+        call = sending(old, asks("x"))
+        request = await child.reads()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(old.manager.drain())
+            await eventually(lambda: old.manager.draining)
+            await child.answers(request)
+            assert (await answer_of(call)).only == result("x")
+
+
+async def test_call_that_a_hand_over_cuts_off_is_told_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(farewell, "DRAIN_S", 0.02)
     async with deployment() as (old, _):
         child = await warm(old)
         call = sending(old, asks("x"))
@@ -1382,7 +1397,10 @@ async def test_call_that_a_hand_over_cuts_off_is_told_to_come_again() -> None:
         assert answer.headers["Retry-After"] == "2"
 
 
-async def test_call_that_a_hand_over_cuts_off_is_taken_back_at_the_child() -> None:
+async def test_call_that_a_hand_over_cuts_off_is_taken_back_at_the_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(farewell, "DRAIN_S", 0.02)
     async with deployment() as (old, new):
         child = await warm(old)
         call = sending(old, asks("x"))

@@ -15,6 +15,7 @@ from gateway import events
 from gateway.sessions import catalogues, shelf, whereabouts
 from gateway.sessions import manager as sessions
 from gateway.sessions.keys import SessionKeys
+from gateway.sessions.reconciler import News
 from gateway.sessions.terms import Terms
 from gateway.store.memory import Engine, MemoryStore
 from tests.edge.eras_house import (
@@ -539,3 +540,50 @@ async def test_stream_that_has_begun_follows_its_session_that_boots(front: int) 
                 assert message["method"] == "notifications/progress"
         assert message == DONE
         assert child.methods.count("tools/call") == 1
+
+
+async def test_dynos_of_a_key_are_counted_over_all_gateways() -> None:
+    engine, launcher, servers = Engine(), RecordingLauncher(), (definition(),)
+    terms = Terms(LASTING.url, LASTING.secret, 10, hand_over=True, max_sessions_per_key=1)
+    async with (
+        opened(launcher, terms, servers, store=MemoryStore(engine)) as one,
+        stage(one) as played,
+    ):
+        await played.looks(Program())
+        async with opened(launcher, terms, servers, store=MemoryStore(engine)) as two:
+            first, _ = await opens(one)
+            async with calling(one, call(9), first) as waiting:
+                await played.child(Program())
+            assert await waiting.result().json() == DONE
+            second, _ = await opens(two)
+            await eventually(lambda: two.manager.fleet.book.count("test") == 1)
+            response = await two.post(call(9), second)
+            assert (await refusal(response))[:3] == (429, -32603, "quota_reached")
+            assert await (await two.post(call(10), first)).json() == answered(10, {"content": []})
+
+
+async def test_end_of_a_dyno_that_is_told_to_any_gateway_ends_its_session() -> None:
+    async with town() as built:
+        key, child = await begun(built)
+        launch = built.houses[0].live(key).record.launch_id
+        child.agent.cut()
+        news = News(launch, f"fake.{launch}", "crashed", ended=True, exit_status=137)
+        built.houses[2].manager.neighbours.heard(news)
+        await eventually(lambda: built.holder(key) == [])
+        response = await built.houses[1].post(LIST, key)
+        assert (await refusal(response))[2] == "unknown_session"
+
+
+async def test_every_session_is_served_on_while_gateways_leave_one_after_the_other() -> None:
+    async with town() as built:
+        key, child = await begun(built)
+        for leaving in (0, 1):
+            stays = built.houses[2]
+            async with asyncio.timeout(BOUND):
+                await built.houses[leaving].manager.drain()
+            await child.agent.until(lambda: bool(child.agent.close_codes))
+            child.agent.close_codes.clear()
+            await built.houses[leaving + 1].resume(child.agent)
+            response = await stays.post(call(30 + leaving), key)
+            assert await response.json() == answered(30 + leaving, {"content": []})
+        assert child.methods.count("tools/call") == 3

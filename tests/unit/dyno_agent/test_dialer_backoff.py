@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from dyno_agent.dialer import Backoff
+from dyno_agent.dialer import ELSEWHERE_S, Backoff
 
 SPANS = [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0]
 
@@ -69,3 +69,12 @@ def test_agent_of_a_gateway_that_drained_spreads_its_next_dial_over_a_second(
 def test_spread_never_shortens_a_pause(spans: list[tuple[float, float]]) -> None:
     backoff = Backoff(attempt=6, spread=True)
     assert backoff.wait_s() == pytest.approx(6.4)
+
+
+def test_wrong_process_is_no_outage() -> None:
+    """With several gateways an agent may have to try some before it finds the one."""
+    backoff = Backoff(attempt=9)
+    backoff.elsewhere = True
+    assert 0 <= backoff.wait_s() <= ELSEWHERE_S
+    assert backoff.attempt == 9
+    assert not backoff.elsewhere

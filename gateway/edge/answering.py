@@ -166,6 +166,8 @@ class Reply:
                     break
             else:
                 self._check_moved(begun)
+                if self.live.moved:
+                    await write(response, sse.SOON)
             await response.write_eof()
         except ConnectionResetError:
             return response  # the client hung up; what that means is the session's business
@@ -180,9 +182,12 @@ class Reply:
 
     def _check_moved(self, begun: Begun) -> None:
         """Let a request follow its session whose client could not come back for the rest."""
-        outbox = self.outbox
-        follows = self.request.method == "POST" and outbox.numbered
-        if self.live.moved and follows and not (outbox.resumable and begun.numbered):
+        outbox, live = self.outbox, self.live
+        if self.request.method == "POST":
+            follows = outbox.numbered and not (outbox.resumable and begun.numbered)
+        else:  # nothing was told on it
+            follows = not live.carried and outbox.numbered
+        if live.moved and follows:
             raise Moved("the session has moved to another gateway process; send the request again")
 
     async def _next(self, begun: Begun) -> Item | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from gateway.edge import intake
+from gateway.edge import intake, sse
 from gateway.edge.answering import BEGUN, WRITE_S, Begun, cut, write
 from gateway.exchange.carrying import PeerGone, Superseded
 from gateway.exchange.exchange import Answer
@@ -140,6 +140,7 @@ class Passage:
                     self.leaving(self._answer)
         except BROKEN:
             if self._request.method != "POST" or (begun.numbered and self._comes_back):
+                await write(begun.response, sse.SOON)
                 await self._end(begun.response)
                 return begun.response
             return None

@@ -214,8 +214,9 @@ class Relaying:
         if patience_s <= 0:
             return None
         asked = _asked(request, caller, patience_s)
-        # What must not be asked twice is given up by the process that has it, and by nobody's news.
-        session = "" if is_modern(request) else where.session
+        # What must not be asked twice is given up by the process that has it, and by nobody's news;
+        # and that alone knows whether a stream has told something.
+        session = "" if is_modern(request) or request.method == "GET" else where.session
         try:
             async with exchange.ask(where.gateway, session, asked, body, where.fence) as answer:
                 del body
@@ -285,6 +286,8 @@ async def _here_only(handler: Handler, request: web.Request, caller: Caller) -> 
 
 def _goes_on(keeping: Keeping, request: web.Request) -> bool:
     """Whether what comes of a request served again can be written to the stream that has begun."""
+    if request.method == "GET":
+        return True
     begun: Begun | None = request.get(BEGUN)
     return keeping.body is not None and begun is not None and not begun.numbered
 

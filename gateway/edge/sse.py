@@ -13,6 +13,9 @@ told otherwise: that must span the start of a new gateway process."""
 
 RETRY = f"retry: {RETRY_MS}\n\n".encode()
 
+SOON = b"retry: 500\n\n"
+"""Before the end of a stream that another process goes on with at once."""
+
 _ID = re.compile(r"([0-9]{1,19})\.([A-Za-z0-9_-]{0,1400})")
 
 

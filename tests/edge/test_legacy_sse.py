@@ -443,7 +443,7 @@ async def test_refused_request_is_answered_on_the_stream() -> None:
         child.program.silent = frozenset({"tools/call"})
         await client.send(call(5))
         await child.takes("tools/call", 2)
-        error = (await client.asks(call(5)))["error"]
+        error = (await client.asks(call(5, text="another")))["error"]
         assert error["data"]["reason"] == "duplicate_id"
 
 

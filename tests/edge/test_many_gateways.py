@@ -587,3 +587,16 @@ async def test_every_session_is_served_on_while_gateways_leave_one_after_the_oth
             response = await stays.post(call(30 + leaving), key)
             assert await response.json() == answered(30 + leaving, {"content": []})
         assert child.methods.count("tools/call") == 3
+
+
+@pytest.mark.parametrize("front", [0, 1, 2])
+async def test_stream_for_messages_of_no_call_follows_its_session_that_boots(front: int) -> None:
+    async with town() as built:
+        key, _ = await opens(built.houses[0])
+        note = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"data": 1}}
+        async with built.houses[front].listening(key) as stream:
+            async with calling(built.houses[0], call(9), key) as waiting:
+                child = await built.stages[2].child_of(await built.order(), Program())
+            assert await waiting.result().json() == DONE
+            await child.agent.say(note)
+            assert await stream.message() == note

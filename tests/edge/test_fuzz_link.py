@@ -71,7 +71,10 @@ FUZZ = settings(
     suppress_health_check=list(HealthCheck),  # the gateway of a test serves all its examples
 )
 
-pytestmark = pytest.mark.timeout(3600 if NIGHTLY else 60)
+pytestmark = [
+    pytest.mark.timeout(3600 if NIGHTLY else 60),
+    pytest.mark.no_cover,  # counting lines takes as long as the tests; others count them
+]
 
 GOES_ON = None
 DONE, WRONG, NOT_UTF8, TOO_LARGE = 1000, 1002, 1007, 1009

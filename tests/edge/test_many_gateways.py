@@ -331,6 +331,18 @@ async def test_request_for_a_session_of_a_dead_gateway_waits_for_its_agent() -> 
         assert await waiting.result().json() == answered(10, {"content": []})
 
 
+async def test_session_that_has_ended_is_not_waited_for_though_its_gateway_dies() -> None:
+    async with town() as built:
+        key, _ = await begun(built)
+        assert await built.houses[0].delete(key) == 204
+        house = built.houses[0]
+        await eventually(lambda: not house.manager.sessions)
+        await house.manager.ownership.settled(BOUND)
+        built.crash(0)
+        response = await built.houses[1].post(call(10), key)
+        assert (await refusal(response))[2] == "unknown_session"
+
+
 async def test_session_that_nobody_brings_back_has_ended_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -391,6 +403,19 @@ async def test_agent_may_move_while_the_engine_is_away() -> None:
         await eventually(lambda: built.holder(key) == [1])
         response = await built.houses[0].post(call(11), key)
         assert await response.json() == answered(11, {"content": []})
+
+
+async def test_agent_may_come_back_while_the_engine_is_away() -> None:
+    async with town() as built:
+        key, child = await begun(built)
+        built.engine.away = True
+        for number in (1, 0):
+            child.agent.cut()
+            await built.houses[number].resume(child.agent)
+            response = await built.houses[number].post(call(20 + number), key)
+            assert await response.json() == answered(20 + number, {"content": []})
+        built.engine.away = False
+        await eventually(lambda: built.holder(key) == [0])
 
 
 async def test_readiness_says_that_the_engine_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,6 +135,7 @@ def shared() -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.no_cover  # counting lines takes as long as the test; others count them
 @settings(
     max_examples=200,
     deadline=None,

@@ -148,6 +148,7 @@ async def test_tool_is_listed_as_in_the_reference(tmp_path: Path, mode: str) -> 
     assert tool.output_schema["required"] == ["result"]
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("mode", MODES)
 async def test_code_runs(tmp_path: Path, mode: str) -> None:
     async with connected(tmp_path, mode) as client:
@@ -236,6 +237,7 @@ async def test_temporary_directory_is_not_the_session_s(tmp_path: Path) -> None:
         assert not exists(removed)
 
 
+@pytest.mark.usefixtures("measured")
 async def test_progress_is_reported_to_who_asks(tmp_path: Path) -> None:
     told: list[tuple[float, str | None]] = []
 
@@ -390,17 +392,20 @@ async def refusal(tmp_path: Path, *arguments: str, **settings: str) -> tuple[int
     return process.returncode, stderr.decode()
 
 
+@pytest.mark.usefixtures("measured")
 async def test_bad_setting_is_named_and_the_server_does_not_start(tmp_path: Path) -> None:
     status, said = await refusal(tmp_path, CODE_EXEC_TIMEOUT_S="soon")
     assert status == 78
     assert "CODE_EXEC_TIMEOUT_S='soon'" in said
 
 
+@pytest.mark.usefixtures("measured")
 async def test_unknown_language_is_bad_usage(tmp_path: Path) -> None:
     status, said = await refusal(tmp_path, "cobol")
     assert (status, said) == (64, "usage: python -m mcp_servers.code_exec [python|ruby]\n")
 
 
+@pytest.mark.usefixtures("measured")
 async def test_server_of_a_language_that_is_missing_does_not_start(tmp_path: Path) -> None:
     status, said = await refusal(tmp_path, "ruby", PATH=str(tmp_path))
     assert status == 78

@@ -38,6 +38,7 @@ async def test_demo_runs_the_seeds_request_and_ends_with_its_figures() -> None:
     assert re.fullmatch(r"demo: ok session_seconds=[\d.]+ call_ms=[\d.]+", last)
 
 
+@pytest.mark.usefixtures("measured")
 async def test_quickstart_makes_a_key_and_prints_a_snippet_that_works(
     tmp_path: Path, unused_tcp_port: int
 ) -> None:

@@ -33,6 +33,9 @@ NUMBER_HEADER = "Rendezvous-Relay-Number"
 PATIENCE_HEADER = "Rendezvous-Patience"
 """How many seconds its answer may take to begin."""
 
+LONGEST_FOLDER = 70
+"""Of the path of a temporary folder in which a socket may lie."""
+
 CONNECT_S = 5.0
 """How long the own socket may take to let a request in."""
 
@@ -80,7 +83,10 @@ class Loopback:
     @contextlib.asynccontextmanager
     async def serving(self, runner: web.BaseRunner) -> AsyncIterator[None]:
         """Perform inside; the runner is set up already, and its handlers are cancelled."""
-        with tempfile.TemporaryDirectory(prefix="rdv-") as private:  # mode 0700
+        # Mode 0700. The system allows some 100 characters for the path of a socket.
+        folder = tempfile.gettempdir()
+        folder = folder if len(folder) <= LONGEST_FOLDER else "/tmp"  # noqa: S108 - see the mode
+        with tempfile.TemporaryDirectory(prefix="rdv-", dir=folder) as private:
             path = str(Path(private, "own"))
             site = web.UnixSite(runner, path)
             await site.start()

@@ -69,6 +69,7 @@ class Book:
 
     def __init__(self, ledger: Ledger, store: Store) -> None:
         self._gateway = store.gateway
+        self._alone = store.alone
         self._mark = f"mark/{zlib.crc32(store.gateway.encode()) % MARKS:02}"
         self._commits = 0
         self._attempts: dict[bytes, frozenset[_Operation]] = {}  # that may have been done
@@ -252,6 +253,9 @@ class Book:
 
     def _do(self, operation: _Operation) -> None:
         operation.act(self._replica)
+        if self._alone:  # and nobody is to know it later
+            operation.settled.set()
+            return
         self._pending.append(operation)
         self._asked.set()
 
@@ -267,7 +271,7 @@ class Book:
 
     async def keep(self) -> None:
         """Commit what is done here, and learn what others do."""
-        while True:
+        while not self._alone:
             self._asked.clear()
             with contextlib.suppress(StoreAway):
                 await self._commit()
@@ -281,11 +285,14 @@ class Book:
         Raises:
             StoreAway: nobody knows.
         """
-        async with self._lock:
-            await self._learn()
+        if not self._alone:
+            async with self._lock:
+                await self._learn()
 
     async def aclose(self) -> None:
         """Commit what is left, for a bounded time; nobody keeps the book any more."""
+        if self._alone:
+            return
         with contextlib.suppress(TimeoutError, StoreAway):
             async with asyncio.timeout(LAST_S):
                 await self._commit()

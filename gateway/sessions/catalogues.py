@@ -277,8 +277,10 @@ class Catalogues:
                         await known.shared.wait()
                 if known.shared.is_set():
                     return True
-            good = await self._look(server, known)
-            if good:
+            if not self._shelf.alone:  # somebody may have looked a moment ago
+                self._learn_from(await self._shelf.news())
+            good = known.shared.is_set() or await self._look(server, known)
+            if good and not known.shared.is_set():
                 self._learn_from(await self._shelf.put(server, known.spoken, known.chapters))
             await self._shelf.looked(server)
         except StoreAway as error:

@@ -147,14 +147,6 @@ class Manager:
             terms.grace_s,
             self.end,
         )
-        self._whereabouts = Whereabouts(
-            self.directory,
-            self.ownership,
-            self.reception,
-            self.reconciler.gone,
-            hand_over=terms.hand_over,
-            ghost_s=terms.grace_s + HOLD_S,
-        )
         self._farewell = Farewell(
             self.directory,
             self.ownership,
@@ -170,6 +162,14 @@ class Manager:
             self.dynos,
             self.reconciler,
             self._tasks,
+        )
+        self._whereabouts = Whereabouts(
+            self.directory,
+            self.ownership,
+            self.reception,
+            self.neighbours,
+            hand_over=terms.hand_over,
+            ghost_s=terms.grace_s + HOLD_S,
         )
 
     async def __aenter__(self) -> Self:
@@ -380,7 +380,7 @@ class Manager:
         self.check_registered(server)
         await self._quotas.draw(principal)
         live = self._maker.shared(fingerprint, server, principal)
-        claim = None if self.store.alone else await self.ownership.find(fingerprint)
+        claim = await self.ownership.find(fingerprint)
         await self.ownership.publish(live, 0 if claim is None else claim.fence)
         other = self.directory.get(fingerprint)
         if isinstance(other, SharedLive):  # of a request beside this one

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,6 +11,7 @@ from gateway import events
 from gateway.errors import Busy, GatewayError
 from gateway.exchange.exchange import Note
 from gateway.fleet.desk import TokenRefused
+from gateway.patience import patience
 from gateway.sessions.directory import Directory
 from gateway.sessions.dynos import Dynos
 from gateway.sessions.live import Live
@@ -41,7 +43,34 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     news: News
 
 
-_NOTES = msgspec.json.Decoder(Called | Ended)
+class Sought(msgspec.Struct, frozen=True, tag=True):
+    """A note to all processes: who has this session? The engine does not know it.
+
+    Attributes:
+        fingerprint: of the session.
+        number: of the question.
+    """
+
+    fingerprint: str
+    number: int
+
+
+class Found(msgspec.Struct, frozen=True, tag=True):
+    """The answer of one process; if it has the session, the engine knows it again.
+
+    Attributes:
+        number: of the question.
+        here: it has the session.
+    """
+
+    number: int
+    here: bool
+
+
+_NOTES = msgspec.json.Decoder(Called | Ended | Sought | Found)
+
+SEEK_S = 1.0
+"""How long others may take to say whether they have a session."""
 
 
 class Neighbours:
@@ -75,6 +104,8 @@ class Neighbours:
         self._pool = dynos.pool
         self._reconciler = reconciler
         self._tasks = tasks
+        self._numbers = itertools.count(1)
+        self._sought: dict[int, tuple[set[str], asyncio.Event]] = {}
         self.tell: Callable[[str, bytes], None] = _nobody
 
     def hear(self, news: Taken | Note) -> None:
@@ -83,11 +114,21 @@ class Neighbours:
             self._superseded(news)
             return
         with contextlib.suppress(msgspec.DecodeError):  # of another version, or of nobody of ours
-            note = _NOTES.decode(news.text)
-            if isinstance(note, Ended):
-                self._reconciler.heard(note.news)
-            else:
-                self._tasks.create_task(self._called(note), name=f"called {note.launch_id}")
+            note: Called | Ended | Sought | Found = _NOTES.decode(news.text)
+            match note:
+                case Ended():
+                    self._reconciler.heard(note.news)
+                case Called():
+                    self._tasks.create_task(self._called(note), name=f"called {note.launch_id}")
+                case Sought():
+                    name = f"sought {note.fingerprint[:12]}"
+                    self._tasks.create_task(self._say(note, news.gateway), name=name)
+                case Found():
+                    self._found(note, news.gateway)
+
+    def gone(self, launch_id: str) -> bool:
+        """See `Reconciler.gone`."""
+        return self._reconciler.gone(launch_id)
 
     def heard(self, news: News) -> None:
         """Take what a webhook has told, and tell it to the others: the session may be theirs."""
@@ -95,10 +136,42 @@ class Neighbours:
         if not self._ownership.alone:
             self._tasks.create_task(self._tell_all(Ended(news)), name=f"ended {news.launch_id}")
 
-    async def _tell_all(self, note: Ended) -> None:
-        with contextlib.suppress(StoreAway, Busy):  # the list tells the same, later
+    async def _tell_all(self, note: Ended | Sought) -> set[str]:
+        """Tell all others, as far as they can be reached; return whom."""
+        told: set[str] = set()
+        with contextlib.suppress(StoreAway, Busy):
             for gateway in await self._ownership.others():
                 self.tell(gateway, msgspec.json.encode(note))
+                told.add(gateway)
+        return told
+
+    async def seek(self, fingerprint: str) -> None:
+        """Ask the others for a session that the engine does not know: it may have forgotten it."""
+        number, answered = next(self._numbers), asyncio.Event()
+        asked = await self._tell_all(Sought(fingerprint, number))
+        if not asked:
+            return
+        self._sought[number] = asked, answered
+        try:
+            async with asyncio.timeout(patience(SEEK_S)):
+                await answered.wait()
+        except TimeoutError:
+            return
+        finally:
+            del self._sought[number]
+
+    async def _say(self, sought: Sought, asker: str) -> None:
+        live = self._directory.get(sought.fingerprint)
+        with contextlib.suppress(StoreAway, Busy):  # then it will hear of it later, or not
+            if live is not None:
+                await self._ownership.announce(live)
+            self.tell(asker, msgspec.json.encode(Found(sought.number, here=live is not None)))
+
+    def _found(self, found: Found, gateway: str) -> None:
+        asked, answered = self._sought.get(found.number, (set(), asyncio.Event()))
+        asked.discard(gateway)
+        if found.here or not asked:
+            answered.set()
 
     async def call(self, live: Live, parked: Parked) -> None:
         """Make an agent that stands at another process's door serve a session of ours.

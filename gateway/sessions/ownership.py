@@ -154,6 +154,8 @@ class Ownership:
         Raises:
             StoreUnavailable: nobody knows.
         """
+        if self.alone:
+            return None
         try:
             return await self._store.find(name_of(fingerprint))
         except StoreAway as error:
@@ -170,6 +172,8 @@ class Ownership:
             Elsewhere: another process was quicker.
             StoreUnavailable: nobody knows.
         """
+        if self.alone:
+            return
         fingerprint = live.record.fingerprint
         try:
             claim = await self._store.claim(
@@ -220,6 +224,8 @@ class Ownership:
 
     def changed(self, live: Live) -> None:
         """Tell the store soon what there is to know of a session now, or that it is here."""
+        if self.alone:
+            return
         fingerprint = live.record.fingerprint
         self._held[fingerprint] = self._dirty[fingerprint] = live
         self._stir()
@@ -263,18 +269,19 @@ class Ownership:
 
     async def keep(self) -> None:
         """Tell the store what is new at once, and everything again and again."""
+        if self.alone:
+            return
         renewed = time.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if self.alone else CHECK_S):
+                async with asyncio.timeout(CHECK_S):
                     await self._wake.wait()
             self._wake.clear()
             self._watch()
             try:
                 await self._tell_news()
-                if not self.alone and (
-                    time.monotonic() - renewed >= RENEW_S or self._store.blank_since > renewed
-                ):
+                due = time.monotonic() - renewed >= RENEW_S
+                if due or self._store.blank_since > renewed:
                     renewed = time.monotonic()
                     await self._renew()
             except StoreAway:
@@ -354,8 +361,6 @@ class Ownership:
         return Held(name_of(live.record.fingerprint), _fence(live), self._facts(live), _ttl_s(live))
 
     def _facts(self, live: Live) -> bytes:
-        if self.alone:
-            return b""
         record = live.record
         facts = Facts(
             principal=record.principal,

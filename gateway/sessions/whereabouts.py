@@ -5,12 +5,12 @@ died has left it to whoever is asked for it first.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.patience import patience
 from gateway.sessions.directory import Directory
 from gateway.sessions.live import Live
+from gateway.sessions.neighbours import Neighbours
 from gateway.sessions.ownership import Facts, Ownership, facts_in
 from gateway.sessions.reception import Reception
 from gateway.sessions.reconciler import YOUNG_S
@@ -44,7 +44,7 @@ class Whereabouts:
         directory: the sessions that live here.
         ownership: who holds the others.
         reception: rebuilds what nobody holds.
-        gone: whether the dyno of a launch is known to be gone.
+        neighbours: may have what the engine has forgotten.
         hand_over: sessions may come from another process at all.
         ghost_s: when nobody has brought a session for so long, nobody will.
     """
@@ -54,7 +54,7 @@ class Whereabouts:
         directory: Directory,
         ownership: Ownership,
         reception: Reception,
-        gone: Callable[[str], bool],
+        neighbours: Neighbours,
         *,
         hand_over: bool,
         ghost_s: float,
@@ -62,7 +62,7 @@ class Whereabouts:
         self._directory = directory
         self._ownership = ownership
         self._reception = reception
-        self._gone = gone
+        self._neighbours = neighbours
         self._hand_over = hand_over
         self._ghost_s = ghost_s
         self._absent: dict[str, float] = {}
@@ -81,6 +81,9 @@ class Whereabouts:
         while directory.here(fingerprint) is None and not directory.draining:
             if directory.get(fingerprint) is None:
                 claim = await self._ownership.look(fingerprint)
+                if claim is None and not self._ownership.alone:
+                    await self._neighbours.seek(fingerprint)
+                    claim = await self._ownership.look(fingerprint)
                 if not self._may_come(fingerprint, claim, hold.blank_s):
                     return directory.here(fingerprint), False
                 if claim is not None and await self._inherit(fingerprint, claim):
@@ -128,7 +131,7 @@ class Whereabouts:
     def _is_gone(self, facts: Facts) -> bool:
         """Whether a session's dyno died with its process; a young one may not be listed yet."""
         age_s = self._ownership.now() - facts.created
-        return age_s >= YOUNG_S and self._gone(facts.launch_id)
+        return age_s >= YOUNG_S and self._neighbours.gone(facts.launch_id)
 
     async def _is_ghost(self, fingerprint: str) -> bool:
         """Whether nobody will bring a session any more: then it has ended."""

@@ -625,3 +625,16 @@ async def test_stream_for_messages_of_no_call_follows_its_session_that_boots(fro
             assert await waiting.result().json() == DONE
             await child.agent.say(note)
             assert await stream.message() == note
+
+
+async def test_session_whose_claim_was_evicted_is_found_and_has_one_dyno() -> None:
+    async with town() as built:
+        key, _ = await begun(built)
+        for house in built.houses:
+            house.manager.store._started -= 2 * LASTING.grace_s  # type: ignore[attr-defined]
+        built.engine.blank_since -= 2 * LASTING.grace_s
+        claim = f"s/{_fingerprint(key)}"
+        built.engine.claims.drop(claim)
+        response = await built.houses[1].post(call(10), key)
+        assert await response.json() == answered(10, {"content": []})
+        assert built.launcher.orders.empty()

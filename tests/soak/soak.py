@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 
+from gateway.fleet.ledger import BILLS_KEPT
 from gateway.sessions.directory import MAX_ENDED
 from tests.soak.crowd import NOTE, Crowd
 from tests.soak.house import ABSENT, FORGOTTEN, GRACE_S, KEY, SHORT_S, STEADY, UNAVAILABLE, Figures
@@ -68,8 +69,9 @@ what the allocator's arenas fragment, and say nothing about each life."""
 
 BLOCKS_PER_LIFE = 0.5
 BLOCKS_NOISE = 3_000
-"""The same for Python's memory blocks, besides one for each session that is remembered as ended:
-one object lost in every second life is too much."""
+BLOCKS_PER_BILL = 3
+"""The same for Python's memory blocks, besides one for each session that is remembered as ended and
+those of the bills that are kept: one object lost in every second life is too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,7 +492,8 @@ def check_growth(base: Figures, last: Figures, plan: Plan, tally: Tally) -> None
         grown < allowed,
         f"resident memory grew by {grown / 1024:.0f} KiB in {plan.lifecycles} lives",
     )
-    remembered = min(plan.lifecycles, MAX_ENDED)
+    bills = BLOCKS_PER_BILL * min(plan.lifecycles, BILLS_KEPT)
+    remembered = min(plan.lifecycles, MAX_ENDED) + bills
     tally.check(
         blocks < BLOCKS_PER_LIFE * plan.lifecycles + BLOCKS_NOISE + remembered,
         f"{blocks} memory blocks more after {plan.lifecycles} lives",

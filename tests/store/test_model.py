@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.store import valkey
 from gateway.store.base import Held, Store
 from gateway.store.memory import Engine, MemoryStore
 from gateway.store.valkey import ValkeyStore
@@ -133,6 +134,12 @@ async def crash(engine: Engine, store: ValkeyStore, other: ValkeyStore) -> None:
 def shared() -> Iterator[str]:
     with ValkeyServer() as server:
         yield server.url
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is broken here, however slow the machine."""
+    monkeypatch.setattr(valkey, "DEADLINE_S", 20.0)
 
 
 @pytest.mark.no_cover  # counting lines takes as long as the test; others count them

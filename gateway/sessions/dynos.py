@@ -258,6 +258,14 @@ class Dynos:
             del self._launching[live]
             live.launched.set()
 
+    async def _adopts_late(self, live: Live) -> bool:
+        """Look whether a dyno was parked of which this process did not know; adopt it then."""
+        server = live.record.server
+        if live.record.principal == GATEWAY or not server.warm or self.pool.store.alone:
+            return False
+        await self.pool.refresh()
+        return self.pool.next(server) is not None and await self._adopts(live)
+
     async def _get(self, live: Live) -> None:
         """Get a parked dyno, or a new one."""
         record, lease = live.record, live.lease
@@ -267,6 +275,8 @@ class Dynos:
             self._adopting.discard(live)
             if self._wants(live):
                 self._reserve(live)
+        elif await self._adopts_late(live):
+            return
         launch_id = record.launch_id
         await self.fleet.settled(launch_id)
         if not self._wants(live):

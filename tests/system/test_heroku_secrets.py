@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.fakes.valkey import ValkeyServer
 from tests.heroku_emulator import AppSpec
 from tests.system.conftest import PLAIN
 from tests.system.heroku import OPENING, PATH, SNOOP, Site, deployed, visiting
@@ -45,9 +46,11 @@ async def two_apps(
         "foreign": AppSpec(processes, config={"PATH": PATH, "HEROKU_API_KEY": "of the app itself"}),
     }
     servers = {app: {"app": app, "process_type": "mcp-snoop", **PLAIN} for app in apps}
-    settings["REDIS_URL"] = f"redis://:{secrets.token_hex(16)}@127.0.0.1"
-    async with deployed(folder, running, apps, servers=servers, settings=settings) as site:
-        yield site
+    password = secrets.token_hex(16)
+    with ValkeyServer(requirepass=password) as engine:
+        settings["REDIS_URL"] = f"redis://:{password}@127.0.0.1:{engine.port}/0"
+        async with deployed(folder, running, apps, servers=servers, settings=settings) as site:
+            yield site
 
 
 def confess(site: Site) -> dict[str, str]:

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 OPEN_S = 10.0
 """Connect, TLS and upgrade. A router that needs longer is better tried again."""
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 4.0
 """Full jitter between dials: uniform in 0 … min(cap, first x 2^n), so that a gateway that comes
-back is not met by all agents at once."""
+back is not met by all agents at once. It waits for those of shared sessions a second longer."""
 
 SPREAD_S = 1.0
 """A gateway that drains sends all its agents away at once: they come back over so long."""

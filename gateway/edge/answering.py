@@ -166,7 +166,7 @@ class Reply:
                     break
             else:
                 self._check_moved(begun)
-                if self.live.moved:
+                if self.live.soon:
                     await write(response, sse.SOON)
             await response.write_eof()
         except ConnectionResetError:

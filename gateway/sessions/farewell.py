@@ -86,6 +86,7 @@ class Farewell:
 
     def _stays(self, live: Live) -> bool:
         """Whether a session has calls that can be answered here only; ends all other streams."""
+        live.soon = not self._ownership.alone
         calls = live.hand_over()
         if self._ownership.alone or (isinstance(live, SharedLive) and live.carried):
             return calls

@@ -74,6 +74,7 @@ class Live:
         opening: what its client has said, if a child has heard or will hear that from us.
         told: its client was answered from the catalogue.
         moved: another process holds it by now.
+        soon: other processes serve, so clients of streams that end shall come back at once.
         expected: its agent is at the door, and has not been welcomed yet.
         epoch: number of the current attachment.
         claimed: fence that its claim is held under, as far as the store has said.
@@ -87,7 +88,7 @@ class Live:
         self.handed_over = False
         self.rebuilt = self.contradicted = self.tied = False
         self.opening: Opening | None = None
-        self.told = self.moved = self.expected = False
+        self.told = self.moved = self.expected = self.soon = False
         self.epoch = self.claimed = 0
         self.launched = asyncio.Event()
         self.gone = asyncio.Event()
@@ -204,7 +205,7 @@ class Live:
         Where a response has begun, its client comes back by itself if it can, and is told what has
         happened if it cannot.
         """
-        self.handed_over = self.moved = True
+        self.handed_over = self.moved = self.soon = True
         self.hand_over()
         for outbox in [each for each in self._outboxes if self._follows(each)]:
             self._close(outbox)

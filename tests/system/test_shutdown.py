@@ -199,6 +199,7 @@ async def test_hand_over_exits_0_without_waiting_and_leaves_agent_and_child_as_t
         assert is_alive(agent)
 
 
+@pytest.mark.usefixtures("measured")
 async def test_running_call_continues_at_the_next_process_after_its_last_event(
     make_gateway: Callable[..., GatewayProcess],
 ) -> None:

@@ -121,7 +121,7 @@ class Reception:
         age_s = max(0.0, self._wall_clock() - capsule.created)
         if (
             self._fleet.disowned(launch_id)
-            or self._directory.ended(fingerprint) is not None
+            or (claim is None and self._directory.ended(fingerprint) is not None)
             or known is not None
             or server is None
             or age_s >= server.max_lifetime

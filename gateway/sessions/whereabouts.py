@@ -101,7 +101,11 @@ class Whereabouts:
         if claim is not None and claim.ended:
             self._directory.note_ended(fingerprint, Reason(claim.ended))
             return False
-        if self._directory.ended(fingerprint) is not None or not self._hand_over:
+        if not self._hand_over:
+            return False
+        if claim is not None and claim.holder != self._ownership.gateway:
+            return True  # what has ended here was an earlier life
+        if self._directory.ended(fingerprint) is not None:
             return False
         return claim is not None or time.monotonic() - self._ownership.blank_since < blank_s
 

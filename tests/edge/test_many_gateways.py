@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import events
+from gateway.errors import SessionEnded
 from gateway.sessions import catalogues, shelf, whereabouts
 from gateway.sessions import manager as sessions
 from gateway.sessions.keys import SessionKeys
 from gateway.sessions.reconciler import News
+from gateway.sessions.record import Reason
 from gateway.sessions.terms import Terms
 from gateway.store.memory import Engine, MemoryStore
 from tests.edge.eras_house import (
@@ -292,6 +294,22 @@ async def test_join_token_that_two_processes_use_at_two_gateways_serves_one() ->
             with pytest.raises(Exception, match=r"4503|401"):
                 await built.houses[2].join(order, "second")
         del waiting
+
+
+async def test_session_that_was_opened_once_more_may_come_to_where_it_had_ended() -> None:
+    async with town(stale="rebuild") as built:
+        key, _ = await begun(built)
+        one = built.houses[0]
+        one.manager.end(one.live(key), Reason.IDLE, SessionEnded("it was idle"))
+        await one.manager.ownership.settled(BOUND)
+        async with calling(built.houses[1], call(9), key) as waiting:
+            child = await built.stages[1].child_of(await built.order(), Program())
+        assert await waiting.result().json() == DONE
+        child.agent.cut()
+        await one.resume(child.agent)
+        response = await built.houses[2].post(call(10), key)
+        assert await response.json() == answered(10, {"content": []})
+        assert built.holder(key) == [0]
 
 
 # When a gateway dies

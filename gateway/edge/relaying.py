@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 from aiohttp import web
 
 from gateway.edge import intake
 from gateway.edge.answering import BEGUN, Begun, refusal, write
-from gateway.edge.door import HANDLE_HEADER, Caller, is_modern
+from gateway.edge.door import HANDLE_HEADER, Caller, Handler, is_modern
 from gateway.edge.loopback import RELAY_HEADER
 from gateway.edge.passing import MOVED, Passage
 from gateway.eras.headers import REVISION_HEADER
@@ -55,8 +55,6 @@ CARRIED = frozenset(
 that says who the client is or where it came from, and none of the connection."""
 
 MCP = "mcp-"
-
-Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
 
 class Keeping:

@@ -363,7 +363,9 @@ class Manager:
             raise await self._not_here(fingerprint)
         live = await self._returned(fingerprint)
         if live is None:
-            return await self._share_anew(fingerprint, server, principal, client)
+            claim = await self.ownership.find(fingerprint)
+            over = 0 if claim is None else claim.fence
+            return await self._share_anew(fingerprint, server, principal, client, over)
         if not isinstance(live, SharedLive):
             raise UnknownSession("a session of another kind has this name")
         return live
@@ -374,14 +376,18 @@ class Manager:
         return await self._share_anew(fingerprint, server, principal, client)
 
     async def _share_anew(
-        self, fingerprint: str, server: ServerDefinition, principal: str, client: str
+        self,
+        fingerprint: str,
+        server: ServerDefinition,
+        principal: str,
+        client: str,
+        over: int = 0,
     ) -> SharedLive:
         self._check_open()
         self.check_registered(server)
         await self._quotas.draw(principal)
         live = self._maker.shared(fingerprint, server, principal)
-        claim = await self.ownership.find(fingerprint)
-        await self.ownership.publish(live, 0 if claim is None else claim.fence)
+        await self.ownership.publish(live, over)
         other = self.directory.get(fingerprint)
         if isinstance(other, SharedLive):  # of a request beside this one
             self.ownership.changed(other)
@@ -548,7 +554,7 @@ class Manager:
         await self.neighbours.call(live, parked)
 
     def _lost(self, live: Live) -> None:
-        self.neighbours.lost(live, self.emit)
+        self.neighbours.lost(live)
 
     def attached(self, live: Live) -> None:
         """An agent has come with a session: from now on it is held here."""

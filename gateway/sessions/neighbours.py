@@ -9,7 +9,7 @@ import msgspec
 
 from gateway import events
 from gateway.errors import Busy, GatewayError
-from gateway.exchange.exchange import Note
+from gateway.exchange.exchange import CLAIM, Note
 from gateway.fleet.desk import TokenRefused
 from gateway.patience import patience
 from gateway.sessions.directory import Directory
@@ -203,7 +203,7 @@ class Neighbours:
 
     def _superseded(self, taken: Taken) -> None:
         """A session has another holder."""
-        fingerprint = taken.name.removeprefix("s/")
+        fingerprint = taken.name.removeprefix(CLAIM)
         live = self._directory.get(fingerprint)
         if live is not None and live.epoch + 1 < taken.fence and not live.record.over:
             if live.attached or live.expected:
@@ -212,7 +212,7 @@ class Neighbours:
                 self._ownership.lose(live)
         self._directory.taken(fingerprint)
 
-    def lost(self, live: Live, emit: events.Sink) -> None:
+    def lost(self, live: Live) -> None:
         """Another process holds a session: whoever waits for it here follows."""
         if self._directory.get(live.record.fingerprint) is not live:
             return
@@ -221,7 +221,7 @@ class Neighbours:
         live.leave()
         live.abort()
         self._dynos.let_go(live)
-        emit(events.HandedOver(session=live.record.session_id, calls=calls))
+        self._dynos.fleet.emit(events.HandedOver(session=live.record.session_id, calls=calls))
 
 
 def _nobody(gateway: str, _note: bytes) -> None:

@@ -17,6 +17,7 @@ from dyno_agent.link import Face
 from gateway import events
 from gateway.eras.legacy import Opening
 from gateway.errors import Elsewhere, StoreUnavailable
+from gateway.exchange.exchange import CLAIM
 from gateway.sessions.live import Live, SharedLive
 from gateway.sessions.record import Reason
 from gateway.store.base import Claim, Held, Store, StoreAway
@@ -35,6 +36,9 @@ AGAIN_S = 0.5
 
 SLACK_S = 3600.0
 """How long a claim outlives what it is for."""
+
+INHERITED_S = 24 * SLACK_S
+"""How long a claim lasts that a dead process has left, until this one says what it knows."""
 
 BATCH = 500
 """Claims that are renewed in one go."""
@@ -195,9 +199,9 @@ class Ownership:
     async def inherit(self, fingerprint: str, claim: Claim) -> Claim | None:
         """Claim what a dead process has left; None if somebody was quicker."""
         try:
-            facts = facts_in(claim)
-            ttl_s = SLACK_S if facts is None else 24 * SLACK_S
-            got = await self._store.claim(name_of(fingerprint), claim.facts, ttl_s, claim.fence)
+            got = await self._store.claim(
+                name_of(fingerprint), claim.facts, INHERITED_S, claim.fence
+            )
         except StoreAway as error:
             raise _unavailable(error) from error
         ours = got.holder == self._store.gateway and got.fence == claim.fence + 1
@@ -242,10 +246,6 @@ class Ownership:
         if self._forget(live):
             self._over[live.record.fingerprint] = live, reason
             self._stir()
-
-    def let_go(self, live: Live) -> None:
-        """Another process has it: nothing more is said about it."""
-        self._forget(live)
 
     def _forget(self, live: Live) -> bool:
         fingerprint = live.record.fingerprint
@@ -380,7 +380,7 @@ class Ownership:
 
 def name_of(fingerprint: str) -> str:
     """Return the name of a session's claim."""
-    return f"s/{fingerprint}"
+    return CLAIM + fingerprint
 
 
 def elsewhere(claim: Claim, fingerprint: str) -> Elsewhere:

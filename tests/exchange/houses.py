@@ -18,9 +18,9 @@ from aiohttp import web
 from gateway import patience
 from gateway.edge import intake
 from gateway.edge.answering import STREAM_HEADERS, cut, refusal, write, write_pieces
-from gateway.edge.door import Caller
+from gateway.edge.door import Caller, Handler
 from gateway.edge.loopback import Loopback
-from gateway.edge.relaying import Handler, Relaying
+from gateway.edge.relaying import Relaying
 from gateway.errors import BadKey, Elsewhere, GatewayError, Moved
 from gateway.exchange.exchange import Exchange, Note
 from gateway.store.base import Store, Taken

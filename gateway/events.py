@@ -1,10 +1,11 @@
 """What happened, as frozen values. Domain code emits them; sinks make log lines and metrics.
 
-No event holds a payload, a token or a session key. `name` is what a session's story shows.
+No event holds a token or a session key. Payloads are in `payload` fields alone, of servers that are
+told to record them; only the recorder looks at those. `name` is what a session's story shows.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 
@@ -134,10 +135,33 @@ class Ready(SessionEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Passed(SessionEvent):
+    """A message went through, to the child or to the client. An answer to a call is `CallFinished`.
+
+    `kind` is request, notification or response; a response has no method.
+    """
+
+    name = "message"
+    level = "debug"
+    to: str
+    kind: str
+    method: str
+    tool: str | None
+    call: str
+    bytes: int
+    payload: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallFinished(SessionEvent):
-    """A request of the client was answered, by the child or in its place."""
+    """A request of the client was answered, by the child or in its place.
+
+    `outcome` is ok, error (of the protocol), tool_error (a result that says so itself), cancelled,
+    catalogue, or the reason of the gateway's own error; `trace` names the span it belongs to.
+    """
 
     name = "call"
+    server: str
     call: str
     method: str
     tool: str | None
@@ -145,6 +169,9 @@ class CallFinished(SessionEvent):
     ms: float
     bytes_in: int
     bytes_out: int
+    code: int | None = None
+    trace: str = ""
+    payload: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +376,17 @@ class NotDiscovered(Event):
     level = "warning"
     app: str
     why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operated(Event):
+    """An operator did something, or was not let in."""
+
+    name = "operated"
+    level = "warning"
+    action: str
+    subject: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ keeps params and results unparsed, so numbers, key order and duplicate keys reac
 as they were written.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -199,6 +200,50 @@ def progress_of(envelope: Envelope) -> float | None:
     """Return how far a `notifications/progress` says its call is; None where it says nothing."""
     told = params_of(envelope).progress
     return float(told) if isinstance(told, int | float) else None
+
+
+class _Metas(msgspec.Struct):
+    meta: dict[str, Raw] = msgspec.field(name="_meta", default_factory=dict)
+
+
+class _WithMetas(msgspec.Struct):
+    params: _Metas = msgspec.field(default_factory=_Metas)
+
+
+_METAS = msgspec.json.Decoder(_WithMetas)
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_TEXT = msgspec.json.Decoder(str)
+
+
+def meta_texts(raw: bytes, keys: Collection[str], longest: int) -> dict[str, str]:
+    """Return what a message has under these keys of `params._meta`, where that is a short text."""
+    try:
+        meta = _METAS.decode(raw).params.meta
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    found: dict[str, str] = {}
+    for key in keys:
+        with contextlib.suppress(msgspec.DecodeError):
+            text = _TEXT.decode(meta.get(key, Raw(b"0")))
+            if 0 < len(text) <= longest and text.isascii() and text.isprintable():
+                found[key] = text
+    return found
+
+
+def with_meta(raw: bytes, texts: Mapping[str, str]) -> bytes:
+    """Return a message with these texts in `params._meta`, on one line; itself if it has no room.
+
+    All other members keep their bytes. Params that are no object have no room for anything.
+    """
+    try:
+        message = _OBJECT.decode(raw)
+        params = _OBJECT.decode(message.get("params", Raw(b"{}")))
+        meta: dict[str, Any] = dict(_OBJECT.decode(params.get("_meta", Raw(b"{}"))))
+    except (msgspec.DecodeError, RecursionError):
+        return raw
+    meta.update(texts)
+    whole: dict[str, Any] = {**message, "params": {**params, "_meta": meta}}
+    return one_line(msgspec.json.encode(whole))
 
 
 def notification(method: str, params: Mapping[str, Any] | None = None) -> bytes:

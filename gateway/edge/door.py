@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
@@ -124,9 +124,20 @@ class Modern(Protocol):
         ...
 
 
-Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
+class Guest(Protocol):
+    """Whoever has been let in, by this door or another."""
 
-Serve = Callable[[Handler, web.Request, Caller], Awaitable[web.StreamResponse]]
+    @property
+    def principal(self) -> str:
+        """Who that is."""
+        ...
+
+
+G = TypeVar("G", bound=Guest)
+
+Handler = Callable[[web.Request, G], Awaitable[web.StreamResponse]]
+
+Serve = Callable[[Handler[Caller], web.Request, Caller], Awaitable[web.StreamResponse]]
 
 
 class Endpoints:

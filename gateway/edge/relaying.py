@@ -16,7 +16,7 @@ from aiohttp import web
 
 from gateway.edge import intake
 from gateway.edge.answering import BEGUN, Begun, refusal, write
-from gateway.edge.door import HANDLE_HEADER, Caller, Handler, is_modern
+from gateway.edge.door import HANDLE_HEADER, G, Guest, Handler, is_modern
 from gateway.edge.loopback import RELAY_HEADER
 from gateway.edge.passing import MOVED, Passage
 from gateway.eras.headers import REVISION_HEADER
@@ -96,7 +96,7 @@ class Keeping:
 
 
 class Relaying:
-    """Wraps the handlers of the MCP endpoints.
+    """Wraps handlers whose requests are about a session.
 
     Args:
         exchange: the way to other processes; without it there are none.
@@ -146,7 +146,7 @@ class Relaying:
                 keeping.drop()
 
     async def serve(
-        self, handler: Handler, request: web.Request, caller: Caller
+        self, handler: Handler[G], request: web.Request, caller: G
     ) -> web.StreamResponse:
         """Run a handler, here or where the session is.
 
@@ -180,7 +180,7 @@ class Relaying:
             keeping.drop()
 
     async def _wherever(
-        self, keeping: Keeping, handler: Handler, request: web.Request, caller: Caller
+        self, keeping: Keeping, handler: Handler[G], request: web.Request, caller: G
     ) -> web.StreamResponse:
         pause_s = FIRST_PAUSE_S
         while True:
@@ -201,7 +201,7 @@ class Relaying:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _carry(
-        self, keeping: Keeping, where: Elsewhere, request: web.Request, caller: Caller
+        self, keeping: Keeping, where: Elsewhere, request: web.Request, caller: Guest
     ) -> web.StreamResponse | None:
         """Let the process that has the session answer; None if it must be looked for again."""
         exchange = self._exchange
@@ -258,7 +258,7 @@ class Relaying:
         if self._leaving:
             answer.leave()
 
-    async def _read(self, keeping: Keeping, request: web.Request, caller: Caller) -> bytes:
+    async def _read(self, keeping: Keeping, request: web.Request, caller: Guest) -> bytes:
         """Return the body; few large ones of a principal are read at the same time."""
         if request.method != "POST":
             return b""
@@ -268,7 +268,7 @@ class Relaying:
         return keeping.again() or b""  # what could not be kept is not carried either
 
 
-async def _here_only(handler: Handler, request: web.Request, caller: Caller) -> web.StreamResponse:
+async def _here_only(handler: Handler[G], request: web.Request, caller: G) -> web.StreamResponse:
     """Serve a carried request. It is never carried on: whoever asked looks again."""
     try:
         return await handler(request, caller)
@@ -307,7 +307,7 @@ def _comes_back(request: web.Request) -> bool:
     return request.method == "GET" or resumable(revision)
 
 
-def _asked(request: web.Request, caller: Caller, patience_s: float) -> Asked:
+def _asked(request: web.Request, caller: Guest, patience_s: float) -> Asked:
     """Return what is carried of a request beside its body.
 
     Raises:

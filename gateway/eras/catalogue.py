@@ -197,6 +197,12 @@ class Chapter:
         object.__setattr__(self, "_tools", _by_name(self.lists.get("tools/list", Raw(b"{}"))))
 
     @property
+    def tools(self) -> list[dict[str, str]]:
+        """Name and description of each tool, for operators."""
+        shown = [_described(name, raw) for name, raw in self._tools.items()]
+        return [{"name": tool.name, "description": tool.description} for tool in shown]
+
+    @property
     def list_changed_kinds(self) -> frozenset[str]:
         """Which of tools, prompts and resources announce that their list has changed."""
         declared = _declared(self.opening)
@@ -293,6 +299,18 @@ def _by_name(result: Raw) -> dict[str, Raw]:
         except _UNREADABLE:
             continue
     return found
+
+
+class _Described(msgspec.Struct):
+    name: str
+    description: str = ""
+
+
+def _described(name: str, raw: Raw) -> _Described:
+    try:
+        return msgspec.json.decode(raw, type=_Described)
+    except _UNREADABLE:
+        return _Described(name)
 
 
 def _without_hints(result: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Call(Generic[S]):
         phase: progress of the boot that its client was told.
         digest: tells a repetition of the request from another one with its id.
         ordinal: of the request on the link, see `Endpoint.send`; 0 if the agent has it anyway.
+        trace: what it carries; empty if nothing.
     """
 
     id: Id
@@ -63,6 +64,7 @@ class Call(Generic[S]):
     phase: float = 0.0
     digest: str = ""
     ordinal: int = 0
+    trace: str = ""
 
     def is_behind(self, progress: float | None) -> bool:
         """True for progress that is none beyond the boot's: it must rise (utilities/progress)."""

@@ -49,6 +49,10 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         isolation: who shares a dyno in the modern era: all requests of a `principal`, those with
             the same `handle`, or none (`request`).
         stale: what a client of an ended session gets: 404 (`strict`), or a new dyno (`rebuild`).
+        record: what a session's story has of each message: nothing (`off`), what it is, but not
+            what it says (`messages`), or that too, redacted (`payloads`).
+        record_bytes: what is kept of one payload.
+        redact: regular expressions of what else is not to be kept.
     """
 
     name: str = ""
@@ -74,6 +78,9 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     boot: Literal["lazy", "eager"] = "lazy"
     isolation: Literal["principal", "handle", "request"] = "principal"
     stale: Literal["strict", "rebuild"] = "strict"
+    record: Literal["off", "messages", "payloads"] = "messages"
+    record_bytes: int = 2048
+    redact: list[str] = []
 
     def __repr__(self) -> str:
         """Name only: env may hold secrets."""
@@ -155,6 +162,9 @@ class Registry:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+MOST_RECORDED = 6144
+"""Bytes of a payload that one line of a story has room for."""
+
 _LEARNED = {"name", "release"}
 _DURATIONS = ("boot_timeout", "idle_timeout", "max_lifetime", "call_timeout")
 
@@ -197,6 +207,13 @@ def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefi
         value = getattr(server, key)
         if value is not None and not 0 < value <= 86_400:
             raise BadServersFile(f"{where}.{key}: more than 0 and at most 86400 seconds")
+    if not 0 < server.record_bytes <= MOST_RECORDED:
+        raise BadServersFile(f"{where}.record_bytes: 1 to {MOST_RECORDED}")
+    for pattern in server.redact:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BadServersFile(f"{where}.redact: {pattern!r}: {error}") from error
     if isinstance(server.warm, int) and not 0 <= server.warm <= MOST_WARM:
         raise BadServersFile(f"{where}.warm: 0 to {MOST_WARM} dynos")
     if not server.command.strip() and not server.process_type:

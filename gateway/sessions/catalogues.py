@@ -146,6 +146,12 @@ class Catalogues:
         """Return what clients of this era are told without a dyno; None if only a child can say."""
         return self._known[server.name].chapters.get(era) if server.catalogue else None
 
+    def tools(self, server: ServerDefinition) -> list[dict[str, str]] | None:
+        """Return name and description of a server's tools; None if nobody has looked."""
+        known = self._known.get(server.name)
+        chapters = [] if known is None else [*known.chapters.values()]
+        return chapters[0].tools if chapters else None
+
     def face(self, server: ServerDefinition, era: Era) -> Face:
         """Return the face that a child needs for clients of this era.
 

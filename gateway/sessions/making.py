@@ -14,9 +14,11 @@ from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import SessionRecord
 from gateway.sessions.seals import Seals
 from gateway.sessions.shared import SharedSession
+from gateway.sessions.witness import Witness
 
 if TYPE_CHECKING:
     from gateway.sessions.streams import Outbox
+    from gateway.sessions.tracing import Tracing
 
 
 class Maker:
@@ -28,6 +30,9 @@ class Maker:
         seals: closes what callers of shared sessions bring back.
         grace_s: how long an agent may be out of reach.
         limits: of every link.
+
+    Attributes:
+        tracing: traces the calls of all sessions made from now on; None for none.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class Maker:
         self._seals = seals
         self._grace_s = grace_s
         self._limits = limits
+        self.tracing: Tracing | None = None
 
     def shared(
         self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str = ""
@@ -62,6 +68,7 @@ class Maker:
         session: SharedSession[Outbox] = SharedSession(
             record, link, self._emit, server.call_timeout, self._seals
         )
+        session.witness = Witness(record, self._emit, self.tracing)
         return SharedLive(session, lease, self._emit)
 
     def owned(
@@ -70,9 +77,9 @@ class Maker:
         """Return a session with one client. See `shared`."""
         session_id = session_id or SessionKeys.public_id(fingerprint)
         record, link, lease = self._facts(fingerprint, server, principal, session_id)
-        return OwnedLive(
-            OwnedSession(record, link, self._emit, server.call_timeout), lease, self._emit
-        )
+        session: OwnedSession[Outbox] = OwnedSession(record, link, self._emit, server.call_timeout)
+        session.witness = Witness(record, self._emit, self.tracing)
+        return OwnedLive(session, lease, self._emit)
 
     def _facts(
         self, fingerprint: str, server: ServerDefinition, principal: str, session_id: str

@@ -51,7 +51,9 @@ from gateway.sessions.reconciler import Reconciler
 from gateway.sessions.record import Reason, State, Step
 from gateway.sessions.sealing import BadSeal, Sealer
 from gateway.sessions.seals import Seal, Seals
+from gateway.sessions.supervision import Supervision
 from gateway.sessions.terms import Terms
+from gateway.sessions.tracing import Tracing
 from gateway.sessions.whereabouts import Hold, Whereabouts
 from gateway.store.base import Store, StoreAway
 from gateway.store.memory import MemoryStore
@@ -102,6 +104,7 @@ class Manager:
         reconciler: hears what the platform tells by itself.
         seals: for what modern clients bring back.
         neighbours: what other processes tell, and are told.
+        supervision: what operators do.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class Manager:
             self.reconciler,
             self._tasks,
         )
+        self.supervision = Supervision(self.directory, self.fleet, self.end, self._tasks)
         self._whereabouts = Whereabouts(
             self.directory,
             self.ownership,
@@ -204,6 +208,10 @@ class Manager:
     def subscribe(self, sink: events.Sink) -> None:
         """Let another sink hear what happens from now on."""
         self._sinks.append(sink)
+
+    def trace(self, tracing: Tracing) -> None:
+        """Let the calls of all sessions that are made from now on be traced."""
+        self._maker.tracing = tracing
 
     @property
     def sessions(self) -> int:

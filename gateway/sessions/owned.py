@@ -98,8 +98,9 @@ class OwnedSession(Session[S]):
             bytes_in=len(raw),
             token=None if params.token is None else short(params.token),
             client_token=params.token,
-            digest=digest(line),
         )
+        line = self.witness.carrying(call, line, self.link.limits.message_bytes)
+        call.digest = digest(line)
         repeated = self._table.repeated(call)
         if repeated is not None:
             self.routing.repeat(call)
@@ -107,6 +108,7 @@ class OwnedSession(Session[S]):
         self._table.begin(call)
         self.record.calls += 1
         self.record.move(Step.CALL)
+        self.witness.asked(call, raw)
         call.ordinal = self._forward(line, now)
         return call.ordinal, self.routing.position
 
@@ -145,6 +147,7 @@ class OwnedSession(Session[S]):
         A cancellation ends its call's stream: the child will not answer.
         """
         ordinal = self._forward(self._line(raw), now)
+        self.witness.passed("child", envelope, raw)
         if envelope.method != "notifications/cancelled":
             return ordinal, []
         cancelled = params_of(envelope).requestId
@@ -164,6 +167,7 @@ class OwnedSession(Session[S]):
         line = self._line(raw)
         if envelope.id is None or envelope.id is UNSET or not self._table.answered(envelope.id):
             raise BadMessage("a response to a request that this session's server did not make")
+        self.witness.passed("child", envelope, raw)
         return self._forward(line, now)
 
     # From the child

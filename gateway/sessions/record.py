@@ -51,6 +51,7 @@ class Reason(StrEnum):
     DRAINED = "drained"
     EVICTED = "evicted"
     ANSWERED = "answered"
+    OPERATOR = "operator"
 
 
 class ImpossibleStep(Exception):

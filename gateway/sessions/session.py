@@ -16,11 +16,12 @@ from gateway import events
 from gateway.eras.catalogue import Chapter
 from gateway.eras.correlation import MAX_CALLS, Call, Correlation
 from gateway.errors import BadMessage, Busy, GatewayError, MessageTooBig
-from gateway.jsonrpc import Envelope, error_response, notification, one_line
+from gateway.jsonrpc import Envelope, Kind, error_response, notification, one_line
 from gateway.sessions import failures
 from gateway.sessions.chatter import Chatter, document, number
 from gateway.sessions.delivery import Delivery, Ending
 from gateway.sessions.record import Reason, SessionRecord, State, Step
+from gateway.sessions.witness import Witness
 
 S = TypeVar("S")
 
@@ -45,6 +46,7 @@ class Session(ABC, Generic[S]):
         active: last activity, monotonic seconds.
         booted: the child has answered for the first time; or runs, if nothing is asked at first.
         chatter: what is told of its stderr, and of messages that went nowhere.
+        witness: what is told of all other messages.
         contradicts: the child has said something else than the catalogue.
     """
 
@@ -53,6 +55,7 @@ class Session(ABC, Generic[S]):
     ) -> None:
         self.record = record
         self.link = link
+        self.witness: Witness = Witness(record, emit)
         self.ending: Ending | None = None
         self.active = record.created
         self.booted = False
@@ -204,7 +207,11 @@ class Session(ABC, Generic[S]):
 
     def _rpc(self, message: Message, now: float) -> list[Delivery[S]]:
         envelope = self.chatter.message(message.payload)
-        return [] if envelope is None else self._from_child(envelope, message, now)
+        if envelope is None:
+            return []
+        if envelope.kind is not Kind.RESPONSE:  # what becomes of a call is told when it is over
+            self.witness.passed("client", envelope, message.payload)
+        return self._from_child(envelope, message, now)
 
     def _answer_of_child(
         self, envelope: Envelope, message: Message, now: float, table: Correlation[S]
@@ -225,7 +232,8 @@ class Session(ABC, Generic[S]):
         return call
 
     def _answered(self, call: Call[S], envelope: Envelope, size: int, now: float) -> None:
-        self._finished(call, "ok" if envelope.error is UNSET else "error", size, now)
+        self.active = now
+        self.witness.answered(call, envelope, size, now)
 
     def _agent_event(self, payload: bytes, now: float) -> list[Delivery[S]]:
         report = document(payload)
@@ -291,22 +299,15 @@ class Session(ABC, Generic[S]):
 
     def _answer_instead(self, call: Call[S], error: GatewayError, now: float) -> list[Delivery[S]]:
         raw = error_response(call.client_id, error)
-        self._finished(call, error.reason, len(raw), now)
+        self._finished(call, error.reason, len(raw), now, error.code)
         self._cut(call)
         return [] if call.stream is None else [Delivery(call.stream, raw, last=True, error=error)]
 
-    def _finished(self, call: Call[S], outcome: str, bytes_out: int, now: float) -> None:
+    def _finished(
+        self, call: Call[S], outcome: str, bytes_out: int, now: float, code: int | None = None
+    ) -> None:
         self.active = now
-        self._tell(
-            events.CallFinished,
-            call=str(call.client_id)[:64],
-            method=call.method[:64],
-            tool=None if call.tool is None else call.tool[:128],
-            outcome=outcome,
-            ms=round((now - call.started) * 1000, 3),
-            bytes_in=call.bytes_in,
-            bytes_out=bytes_out,
-        )
+        self.witness.finished(call, outcome, bytes_out, now, code)
 
     def _tell(self, event: type[events.SessionEvent], **facts: object) -> None:
         self._emit(event(session=self.record.session_id, **facts))

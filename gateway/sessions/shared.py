@@ -160,6 +160,7 @@ class SharedSession(Session[S]):
         if word is not None and asked.name is not None and asked.method.startswith("tasks/"):
             kept.task, kept.task_text = word, asked.name
         (self._listens if call.method == LISTEN else self._table).begin(call)
+        self.witness.asked(call, line)
         self._forward(line, now)
 
     def hold(
@@ -183,6 +184,7 @@ class SharedSession(Session[S]):
         call, line = self._call(key, asked, size, stream, now, None)
         self._drawn_held += 1
         self._listens.begin(call)
+        self.witness.asked(call, line)
         kinds = accepted(asked, kinds)
         self._kept[call.id] = _Kept(held=line, kinds=kinds, acknowledged=True)
         self.active = now
@@ -210,6 +212,7 @@ class SharedSession(Session[S]):
             raise Busy(f"more than {MAX_LISTENS} open {LISTEN} in this session")
         self._room_for_call()
         line = self._line(outgoing(asked, key, key, **_words(asked, word)))
+        self.witness.revision = asked.revision
         call = Call(
             id=key,
             client_id=short(asked.id),
@@ -222,6 +225,7 @@ class SharedSession(Session[S]):
             client_token=None if asked.token is None else short(asked.token),
             log_level=asked.log_level,
         )
+        line = self.witness.carrying(call, line, self.link.limits.message_bytes)
         self.record.calls += 1
         self.record.move(Step.CALL)
         return call, line

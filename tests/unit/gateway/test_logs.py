@@ -186,7 +186,10 @@ def test_every_kind_of_event_has_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_event_has_no_field_named_after_a_secret(kind: type[events.Event]) -> None:
-    words = {word for field in dataclasses.fields(kind) for word in field.name.split("_")}
+    names = {field.name for field in dataclasses.fields(kind)}
+    if kind in (events.Passed, events.CallFinished):
+        names.remove("payload")  # for the recorder, of servers that are recorded so
+    words = {word for name in names for word in name.split("_")}
     assert words & SECRET_WORDS == set()
 
 

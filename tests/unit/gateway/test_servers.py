@@ -64,6 +64,9 @@ def test_every_key_is_read(file: Path) -> None:
         "max_lifetime": 86400,
         "call_timeout": 0.1,
         "description": "x",
+        "record": "payloads",
+        "record_bytes": 6144,
+        "redact": ["cust-[0-9]+"],
     }
     assert only(file, entry) == ServerDefinition(name="one", **entry)  # type: ignore[arg-type]
 
@@ -83,6 +86,10 @@ def test_every_key_is_read(file: Path) -> None:
         ("idle_timeout", "30m"),
         ("comand", "typo"),
         ("timeout", 3),
+        ("record", "everything"),
+        ("record_bytes", 0),
+        ("record_bytes", 6145),
+        ("redact", ["("]),
     ],
 )
 def test_wrong_or_unknown_key_is_named_with_its_server_and_file(

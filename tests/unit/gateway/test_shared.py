@@ -308,9 +308,11 @@ def test_finished_call_is_told_with_its_callers_own_id(play: Play) -> None:
     (request,) = play.child_reads()
     answer = message(id=request["id"], result={})
     play.says(answer, 1.5)
-    assert play.told == [
+    (told,) = (event for event in play.told if isinstance(event, events.CallFinished))
+    assert told == (
         events.CallFinished(
             session="s-1",
+            server="everything",
             call="x",
             method="tools/call",
             tool="echo",
@@ -319,7 +321,7 @@ def test_finished_call_is_told_with_its_callers_own_id(play: Play) -> None:
             bytes_in=len(raw),
             bytes_out=len(answer),
         )
-    ]
+    )
 
 
 def test_answer_is_acknowledged_only_once_its_stream_has_written_it(play: Play) -> None:

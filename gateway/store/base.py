@@ -70,6 +70,56 @@ class Taken:
     holder: str
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What is added to a story.
+
+    Attributes:
+        story: its name.
+        head: what the list of all stories shows of it from now on.
+        lines: new ones, in order; none has a line break.
+    """
+
+    story: str
+    head: bytes = field(repr=False)
+    lines: Sequence[bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How much of the stories is kept; beyond, the oldest goes.
+
+    Attributes:
+        story_bytes: of one story, its oldest lines go.
+        all_bytes: of all stories, heads included; those that nothing was added to for longest go.
+        stories: how many there may be.
+        ttl_s: how long one is kept that nothing is added to.
+    """
+
+    story_bytes: int
+    all_bytes: int
+    stories: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Lines of a story, in order.
+
+    Attributes:
+        first: number of the first of these lines; the first line ever told has 1.
+        lines: as they were told.
+        last: number of the newest line of the whole story; 0 if there is no such story.
+    """
+
+    first: int
+    lines: Sequence[bytes] = field(repr=False)
+    last: int
+
+
+STORIES = "stories"
+"""The table that has the head of each story under its name."""
+
 Letter = Taken | bytes
 """What comes in the mail: news of a claim, or what another process has sent."""
 
@@ -201,6 +251,27 @@ class Store(Protocol):
 
         Returns:
             The new version; None if the table is not at `since` any more, and nothing was done.
+        """
+        ...
+
+    # Stories
+
+    async def tell(self, passages: Sequence[Passage], keep: Keep) -> None:
+        """Add lines to stories, and write their heads as rows of the table `STORIES`.
+
+        A story that goes takes its row along. After `StoreAway` all of it may have been done.
+        """
+        ...
+
+    async def told(self, story: str, after: int, most_bytes: int) -> Told:
+        """Return the lines after a number, the oldest first; at least one if there is any.
+
+        Where the first of them is not the next number, those between are kept no more.
+
+        Args:
+            story: its name.
+            after: number of the last line that is known; 0 for the whole story.
+            most_bytes: of all these lines, but for the first.
         """
         ...
 

@@ -11,6 +11,10 @@
 -- <prefix>:doc:<name>       string a document (plain commands)
 -- <prefix>:table:<name>     hash   life, version, floor; `…:rows` hash, `…:changed` and `…:gone`
 --                                  zsets of keys by the version that wrote or deleted them
+-- <prefix>:story:<name>     list   chunks of lines, each after the number of its last line
+-- <prefix>:stories:told     zset   names of stories by when they were told last, in microseconds
+-- <prefix>:stories:kept     hash   of each the number of its last line, what its chunks cost, and
+--                                  what it costs in all; what all cost is `cost` of their table
 -- <prefix>:bucket:<name>    string when it will be full, in microseconds
 
 local GATEWAYS_MS = 3600 * 1000
@@ -20,6 +24,11 @@ local INBOX_BYTES = 32 * 1024 * 1024
 local LETTER_BYTES = 256
 local NEWS = 65536
 local TOMBSTONES = 10000
+local CHUNK_COST = 32
+local STORY_COST = 1024
+local DIGITS = 16
+local CHUNKS_AT_ONCE = 32
+local LET_GO_AT_ONCE = 64
 
 local prefix, me = KEYS[1], ARGV[2]
 local op = {}
@@ -219,12 +228,43 @@ function op.changes()
   return {now_life, whole(version), 0, rows, gone}
 end
 
+local function next_version(name, new_life)
+  local there, life, version = key('table', name), head(name)
+  version = version + 1
+  if life == '0' then
+    life = new_life
+    redis.call('UNLINK', there .. ':rows', there .. ':changed', there .. ':gone')
+    redis.call('HSET', there, 'life', life, 'floor', version)
+  end
+  redis.call('HSET', there, 'version', whole(version))
+  return life, version
+end
+
+local function write_row(there, version, row, value)
+  redis.call('HSET', there .. ':rows', row, value)
+  redis.call('ZADD', there .. ':changed', version, row)
+  redis.call('ZREM', there .. ':gone', row)
+end
+
+local function delete_row(there, version, row)
+  if redis.call('HDEL', there .. ':rows', row) == 1 then
+    redis.call('ZREM', there .. ':changed', row)
+    redis.call('ZADD', there .. ':gone', version, row)
+  end
+end
+
 local function forget_deletions(there)
   local many = redis.call('ZCARD', there .. ':gone') - TOMBSTONES
   if many <= 0 then return end
   local newest = redis.call('ZRANGE', there .. ':gone', many - 1, many - 1, 'WITHSCORES')
   redis.call('HSET', there, 'floor', newest[2])
   redis.call('ZREMRANGEBYRANK', there .. ':gone', 0, many - 1)
+end
+
+local function last_for(there, ttl_ms)
+  for _, part in ipairs({'', ':rows', ':changed', ':gone'}) do
+    redis.call('PEXPIRE', there .. part, ttl_ms)
+  end
 end
 
 -- Takes the table, life and version it must be at, the life of a new one, its TTL, how many rows
@@ -234,30 +274,137 @@ function op.commit()
   local there, last = key('table', name), 8 + 2 * tonumber(ARGV[8])
   local now_life, version = head(name)
   if life ~= now_life or tonumber(since) ~= version then return false end
-  if #ARGV > 8 then
-    version = version + 1
-    if now_life == '0' then
-      now_life = new_life
-      redis.call('HSET', there, 'life', now_life, 'floor', version)
-    end
-    redis.call('HSET', there, 'version', whole(version))
-  end
-  for i = 9, last, 2 do
-    redis.call('HSET', there .. ':rows', ARGV[i], ARGV[i + 1])
-    redis.call('ZADD', there .. ':changed', version, ARGV[i])
-    redis.call('ZREM', there .. ':gone', ARGV[i])
-  end
-  for i = last + 1, #ARGV do
-    if redis.call('HDEL', there .. ':rows', ARGV[i]) == 1 then
-      redis.call('ZREM', there .. ':changed', ARGV[i])
-      redis.call('ZADD', there .. ':gone', version, ARGV[i])
-    end
-  end
+  if #ARGV > 8 then now_life, version = next_version(name, new_life) end
+  for i = 9, last, 2 do write_row(there, version, ARGV[i], ARGV[i + 1]) end
+  for i = last + 1, #ARGV do delete_row(there, version, ARGV[i]) end
   forget_deletions(there)
-  for _, part in ipairs({'', ':rows', ':changed', ':gone'}) do
-    redis.call('PEXPIRE', there .. part, ttl_ms)
-  end
+  last_for(there, ttl_ms)
   return {now_life, whole(version)}
+end
+
+-- Stories
+
+local told, kept = prefix .. ':stories:told', prefix .. ':stories:kept'
+
+-- What the stories cost together, while some are added to.
+local all = {}
+
+local function figures(name)
+  local last, chunks, cost = string.match(redis.call('HGET', kept, name) or '', '(%d+) (%d+) (%d+)')
+  return tonumber(last), tonumber(chunks), tonumber(cost) or 0
+end
+
+-- What an engine that evicts has kept of it is no good without the rest. Its clock may be behind the
+-- one of another engine; the order in which stories were told is kept all the same.
+local function begin_to_tell(heads, new_life)
+  if head(heads) == '0' or redis.call('EXISTS', told) ~= redis.call('EXISTS', kept) then
+    redis.call('UNLINK', told, kept, key('table', heads))
+  end
+  local _, version = next_version(heads, new_life)
+  local cost = tonumber(redis.call('HGET', key('table', heads), 'cost') or 0)
+  local time = redis.call('TIME')
+  local newest = redis.call('ZRANGE', told, -1, -1, 'WITHSCORES')
+  all = {heads = key('table', heads), version = version, cost = cost}
+  all.now = time[1] * 1000000 + time[2]
+  all.newest = math.max(all.now, tonumber(newest[2] or 0))
+end
+
+local function add(name, row, first, last_part, story_bytes, ttl_ms)
+  local story, last, chunks, cost = key('story', name), figures(name)
+  if not last or (last > 0 and redis.call('EXISTS', story) == 0) then
+    redis.call('UNLINK', story)
+    last, chunks = 0, 0
+  end
+  local before = last
+  for i = first, last_part, 2 do
+    last = before + ARGV[i]
+    redis.call('RPUSH', story, string.format('%016.0f', last) .. ARGV[i + 1])
+    chunks = chunks + CHUNK_COST + #ARGV[i + 1]
+  end
+  while chunks > story_bytes and redis.call('LLEN', story) > 1 do
+    chunks = chunks - CHUNK_COST - #redis.call('LPOP', story) + DIGITS
+  end
+  redis.call('PEXPIRE', story, ttl_ms)
+  local now_costs = STORY_COST + #name + #row + chunks
+  all.cost, all.newest = all.cost - cost + now_costs, all.newest + 1
+  local said = whole(last) .. ' ' .. whole(chunks) .. ' ' .. whole(now_costs)
+  redis.call('HSET', kept, name, said)
+  redis.call('ZADD', told, whole(all.newest), name)
+  write_row(all.heads, all.version, name, row)
+end
+
+local function let_go(name)
+  local _, _, cost = figures(name)
+  all.cost = all.cost - cost
+  redis.call('UNLINK', key('story', name))
+  redis.call('HDEL', kept, name)
+  redis.call('ZREM', told, name)
+  delete_row(all.heads, all.version, name)
+end
+
+-- Returns 1 if there may be more to let go than was done in this step.
+local function keep_within(ttl_ms, all_bytes, many)
+  for _ = 1, LET_GO_AT_ONCE do
+    local oldest = redis.call('ZRANGE', told, 0, 0, 'WITHSCORES')
+    if not oldest[1] then return 0 end
+    local expired = tonumber(oldest[2]) <= all.now - ttl_ms * 1000
+    if not expired and all.cost <= all_bytes and redis.call('ZCARD', told) <= many then
+      return 0
+    end
+    let_go(oldest[1])
+  end
+  return 1
+end
+
+-- Takes the table of heads, the life of a new one, the TTL of everything, what a story's chunks
+-- and what all stories may cost, and how many these may be; then for each passage the story, its
+-- head, how many chunks of lines, and these, each after the number of its last line.
+function op.tell()
+  local ttl_ms, story_bytes = tonumber(ARGV[5]), tonumber(ARGV[6])
+  begin_to_tell(ARGV[3], ARGV[4])
+  local i = 9
+  while i <= #ARGV do
+    local last_part = i + 2 + 2 * ARGV[i + 2]
+    add(ARGV[i], ARGV[i + 1], i + 3, last_part, story_bytes, ttl_ms)
+    i = last_part + 1
+  end
+  local more = keep_within(ttl_ms, tonumber(ARGV[7]), tonumber(ARGV[8]))
+  redis.call('HSET', all.heads, 'cost', whole(all.cost))
+  forget_deletions(all.heads)
+  last_for(all.heads, ttl_ms)
+  redis.call('PEXPIRE', told, ttl_ms)
+  redis.call('PEXPIRE', kept, ttl_ms)
+  return more
+end
+
+local function number_of(chunk) return tonumber(string.sub(chunk, 1, DIGITS)) end
+
+-- Takes the story, the number of a line, and how many bytes of lines are enough. Returns the
+-- number of the last line there is, and chunks from the one on that has the line after that.
+function op.told()
+  local story, after, enough = key('story', ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+  local newest = redis.call('LINDEX', story, -1)
+  if not newest then return {'0'} end
+  local low, high = 0, redis.call('LLEN', story)
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    if number_of(redis.call('LINDEX', story, middle)) > after then
+      high = middle
+    else
+      low = middle + 1
+    end
+  end
+  local found, size = {whole(number_of(newest))}, nil
+  repeat
+    local some = redis.call('LRANGE', story, low, low + CHUNKS_AT_ONCE - 1)
+    for _, chunk in ipairs(some) do
+      found[#found + 1] = chunk
+      size = size and size + #chunk - DIGITS + 1 or 0 -- the first may end before what is asked for
+      if size > enough then return found end
+    end
+    low = low + CHUNKS_AT_ONCE
+  until #some == 0
+  return found
 end
 
 -- Rates

@@ -13,7 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Self, TypeVar
 
-from gateway.store.base import Changes, Claim, Held, Letter, StoreAway, Taken
+from gateway.store.base import (
+    STORIES,
+    Changes,
+    Claim,
+    Held,
+    Keep,
+    Letter,
+    Passage,
+    StoreAway,
+    Taken,
+    Told,
+)
+from gateway.store.stories import Stories
 
 INBOX_BYTES = 32 * 1024 * 1024
 """What an inbox holds before it takes no more letters: two of the largest bodies."""
@@ -149,6 +161,7 @@ class Engine:
         self.claims: Shelf[Claim] = Shelf(self.clock)
         self.documents: Shelf[bytes] = Shelf(self.clock)
         self.tables: Shelf[Table] = Shelf(self.clock)
+        self.stories = Stories(self.clock)
         self.buckets: Shelf[float] = Shelf(self.clock)
 
     @property
@@ -183,6 +196,14 @@ class Engine:
         """Return a claim as it is now."""
         claim = self.claims.get(name)
         return claim and replace(claim, alive=claim.holder in self.inboxes)
+
+    def write(self, table: str, rows: Mapping[str, bytes | None], ttl_s: float) -> int:
+        """Write rows into a table, which may be a new one; return its version."""
+        version = next(self.versions)
+        there = self.tables.get(table) or Table(version, version)
+        there.write(version, rows)
+        self.tables.put(table, there, ttl_s)
+        return version
 
     def tell(self, name: str, fence: int, holder: str) -> None:
         """Tell all but the holder who holds a claim."""
@@ -333,12 +354,22 @@ class MemoryStore:
         if since != (there.version if there else 0):
             return None
         if rows:
-            version = next(engine.versions)
-            there = there or Table(version, version)
-            there.write(version, rows)
+            return engine.write(table, rows, ttl_s)
         if there:
             engine.tables.put(table, there, ttl_s)
-        return there.version if there else 0
+        return since
+
+    # Stories
+
+    async def tell(self, passages: Sequence[Passage], keep: Keep) -> None:
+        """See `Store`."""
+        engine = await self._reach()
+        if passages:
+            engine.write(STORIES, engine.stories.tell(passages, keep), keep.ttl_s)
+
+    async def told(self, story: str, after: int, most_bytes: int) -> Told:
+        """See `Store`."""
+        return (await self._reach()).stories.told(story, after, most_bytes)
 
     # Rates
 

@@ -10,7 +10,15 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Protocol, Self, cast
@@ -20,7 +28,20 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
-from gateway.store.base import ALIVE_S, Changes, Claim, Held, Letter, StoreAway, Taken
+from gateway.store import stories
+from gateway.store.base import (
+    ALIVE_S,
+    STORIES,
+    Changes,
+    Claim,
+    Held,
+    Keep,
+    Letter,
+    Passage,
+    StoreAway,
+    Taken,
+    Told,
+)
 
 DEADLINE_S = 2.0
 """How long the engine may take to answer, to be connected to, and to say where it stands."""
@@ -40,6 +61,9 @@ BATCH, BATCH_BYTES = 64, 1024 * 1024
 HELD_AT_ONCE = 128
 """Claims renewed in one step: the engine does nothing else meanwhile, about 1 ms."""
 
+TOLD_AT_ONCE, TOLD_BYTES = 64, 256 * 1024
+"""Passages added to stories in one step, for the same reason; a longer one goes alone."""
+
 READ_AT_ONCE = 64
 """Letters read in one go."""
 
@@ -48,6 +72,9 @@ LONG_AWAY_S = 1.0
 
 PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """The first and the longest pause before the engine is tried again."""
+
+DIGITS = 16
+"""A chunk of a story begins with the number of its last line, in so many digits."""
 
 LIVES = 2**40
 """Versions of one life of a table. What a table has is counted from its life's first version."""
@@ -462,9 +489,25 @@ class ValkeyStore:
         written = [(key, row) for key, row in rows.items() if row is not None]
         flat = [part for pair in written for part in pair]
         gone = [key for key, row in rows.items() if row is None]
-        head = (*divmod(since, LIVES), secrets.randbits(40) + 1, _ms(ttl_s), len(written))
+        head = (*divmod(since, LIVES), _new_life(), _ms(ttl_s), len(written))
         done = await self._do("commit", table, *head, *flat, *gone)
         return int(done[0]) * LIVES + int(done[1]) if done else None
+
+    # Stories
+
+    async def tell(self, passages: Sequence[Passage], keep: Keep) -> None:
+        """See `Store`."""
+        bounds = (_ms(keep.ttl_s), keep.story_bytes, keep.all_bytes, keep.stories)
+        for step in _steps(passages, keep.story_bytes):
+            more = await self._do("tell", STORIES, _new_life(), *bounds, *step)
+            while more:  # to let go
+                more = await self._do("tell", STORIES, _new_life(), *bounds)
+
+    async def told(self, story: str, after: int, most_bytes: int) -> Told:
+        """See `Store`."""
+        last, *found = await self._do("told", story, after, most_bytes)
+        chunks = [(int(chunk[:DIGITS]), chunk[DIGITS:]) for chunk in found]
+        return stories.read(chunks, int(last), after, most_bytes)
 
     # Rates
 
@@ -549,6 +592,26 @@ class ValkeyStore:
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
+
+
+def _new_life() -> int:
+    return secrets.randbits(40) + 1
+
+
+def _steps(passages: Sequence[Passage], story_bytes: int) -> Iterator[list[Part]]:
+    """Yield what the engine is to add to stories in one step each."""
+    step, many, size = list[Part](), 0, 0
+    for passage in passages:
+        chunks = stories.cut(passage.lines, story_bytes)
+        more = len(passage.head) + sum(map(stories.cost, chunks))
+        if many == TOLD_AT_ONCE or (many and size + more > TOLD_BYTES):
+            yield step
+            step, many, size = [], 0, 0
+        step += passage.story, passage.head, len(chunks)
+        step += (part for chunk in chunks for part in chunk)
+        many, size = many + 1, size + more
+    if many:
+        yield step
 
 
 def _claim(told: list[Any]) -> Claim:

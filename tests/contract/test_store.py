@@ -1,15 +1,29 @@
 """What every store promises (`gateway/store/base.py`), asked of each of them."""
 
 import asyncio
+import random
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import pytest
 
-from gateway.store import valkey
-from gateway.store.base import Changes, Claim, Held, Letter, Store, StoreAway, Taken
+from gateway.store import stories, valkey
+from gateway.store.base import (
+    STORIES,
+    Changes,
+    Claim,
+    Held,
+    Keep,
+    Letter,
+    Passage,
+    Store,
+    StoreAway,
+    Taken,
+    Told,
+)
 from gateway.store.memory import Engine, MemoryStore
 from gateway.store.valkey import ValkeyStore
 from tests.fakes.valkey import ValkeyServer
@@ -137,10 +151,10 @@ async def mail(store: Store) -> list[Letter]:
     return letters[:-1]
 
 
-async def expire(store: Store) -> None:
-    """Wait until what was written before this for `SHORT_S` has expired."""
+async def expire(store: Store, ttl_s: float = SHORT_S) -> None:
+    """Wait until what was written before this for so long has expired."""
     name = secrets.token_hex(8)
-    await store.put(name, b"", SHORT_S + 0.01)
+    await store.put(name, b"", ttl_s + 0.01)
 
     async def gone() -> bool:
         return await store.get(name) is None
@@ -486,14 +500,19 @@ async def test_new_document_in_vain_does_not_prolong_the_first(a: Store, b: Stor
     assert await a.get("burnt/1") is None
 
 
-async def test_names_of_claims_documents_tables_and_buckets_do_not_meet(a: Store) -> None:
+async def test_names_of_claims_documents_tables_stories_and_buckets_do_not_meet(
+    a: Store,
+) -> None:
     await a.claim("x", b"claim", LONG_S)
     await a.put("x", b"document", LONG_S)
     await a.commit("x", 0, {"x": b"row"}, LONG_S)
     await a.draw("x", 1, 1)
+    await tell(a, "x", b"line", head=b"head")
     assert (await a.claim("x", b"", LONG_S)).facts == b"claim"
     assert await a.get("x") == b"document"
     assert (await a.changes("x", 0)).rows == {"x": b"row"}
+    assert await told(a, "x") == Told(1, [b"line"], 1)
+    assert await heads(a) == {"x": b"head"}
 
 
 # Tables
@@ -616,6 +635,416 @@ async def test_who_missed_more_deletions_than_are_remembered_gets_the_whole(a: S
     assert await a.changes("ledger", first) == Changes(third, {"last": b""}, whole=True)
     rest = await a.changes("ledger", second)
     assert (rest.whole, len(rest.rows)) == (False, 10_000)
+
+
+# Stories
+
+KEEP = Keep(story_bytes=64 * 1024, all_bytes=4 * 1024 * 1024, stories=1000, ttl_s=LONG_S)
+PLENTY = 64 * 1024 * 1024
+
+
+async def tell(
+    store: Store, story: str, *lines: bytes, head: bytes = b"", keep: Keep = KEEP
+) -> None:
+    await store.tell([Passage(story, head, lines)], keep)
+
+
+async def told(store: Store, story: str, after: int = 0, most_bytes: int = PLENTY) -> Told:
+    return await store.told(story, after, most_bytes)
+
+
+async def heads(store: Store) -> dict[str, bytes | None]:
+    return dict((await store.changes(STORIES, 0)).rows)
+
+
+def numbered(first: int, last: int) -> list[bytes]:
+    return [b"%d" % number for number in range(first, last + 1)]
+
+
+async def test_lines_are_read_as_they_were_told(a: Store, b: Store) -> None:
+    lines = [b"\x00\xff", b"", b"a\rb", b'{"event":"x"}', b""]
+    await tell(a, "s", *lines)
+    assert await told(b, "s") == Told(1, lines, 5)
+
+
+async def test_one_empty_line_is_a_line(a: Store) -> None:
+    await tell(a, "s", b"")
+    assert await told(a, "s") == Told(1, [b""], 1)
+
+
+@pytest.mark.parametrize("after", [0, 7])
+async def test_story_that_nobody_told_has_no_lines(a: Store, after: int) -> None:
+    assert await told(a, "s", after) == Told(after + 1, [], 0)
+
+
+async def test_lines_of_all_processes_are_numbered_as_they_came(a: Store, b: Store) -> None:
+    await tell(a, "s", b"1", b"2")
+    await tell(b, "s", b"3")
+    await tell(a, "s", b"4", b"5")
+    assert await told(b, "s") == Told(1, numbered(1, 5), 5)
+
+
+async def test_passages_of_several_processes_do_not_mix(a: Store, b: Store, c: Store) -> None:
+    async def write(store: Store) -> None:
+        for n in range(20):
+            await tell(store, "s", *(f"{store.gateway} {n} {part}".encode() for part in "xy"))
+
+    async with asyncio.TaskGroup() as tasks:
+        for store in (a, b, c):
+            tasks.create_task(write(store))
+    lines = [line.decode() for line in (await told(a, "s")).lines]
+    assert len(lines) == 120
+    assert [line.replace(" x", " y") for line in lines[::2]] == lines[1::2]
+    for store in (a, b, c):
+        ours = [line for line in lines[::2] if line.startswith(store.gateway)]
+        assert ours == [f"{store.gateway} {n} x" for n in range(20)]
+
+
+async def test_stories_are_apart(a: Store) -> None:
+    await a.tell([Passage("s", b"", [b"s1"]), Passage("t", b"", [b"t1", b"t2"])], KEEP)
+    await tell(a, "s", b"s2")
+    assert await told(a, "s") == Told(1, [b"s1", b"s2"], 2)
+    assert await told(a, "t") == Told(1, [b"t1", b"t2"], 2)
+
+
+async def test_one_story_may_have_several_passages_at_once(a: Store) -> None:
+    passages = [Passage("s", b"old", [b"1", b"2"]), Passage("s", b"new", [b"3"])]
+    await a.tell(passages, KEEP)
+    assert await told(a, "s") == Told(1, numbered(1, 3), 3)
+    assert await heads(a) == {"s": b"new"}
+
+
+async def test_reader_gets_what_is_after_the_line_it_knows(a: Store) -> None:
+    for first, last in ((1, 1), (2, 9), (10, 10), (11, 40), (41, 42)):
+        await tell(a, "s", *numbered(first, last))
+    for after in range(43):
+        assert await told(a, "s", after) == Told(after + 1, numbered(after + 1, 42), 42)
+
+
+async def test_reader_that_knows_more_than_there_is_gets_nothing(a: Store) -> None:
+    await tell(a, "s", b"1")
+    assert await told(a, "s", 1) == Told(2, [], 1)
+    assert await told(a, "s", 9) == Told(10, [], 1)
+
+
+@pytest.mark.parametrize("most_bytes", [0, 1, 99, 1000, 20_000])
+async def test_reader_gets_a_long_story_bit_by_bit_and_whole(a: Store, most_bytes: int) -> None:
+    keep = replace(KEEP, story_bytes=PLENTY)
+    lines = [b"%d" % n * (n % 30) for n in range(500)]
+    await tell(a, "s", *lines[:450], keep=keep)
+    for line in lines[450:]:
+        await tell(a, "s", line, keep=keep)
+    read_so_far = list[bytes]()
+    while len(read_so_far) < 500:
+        now = await told(a, "s", len(read_so_far), most_bytes)
+        assert (now.first, now.last) == (len(read_so_far) + 1, 500)
+        assert len(now.lines) == 1 or sum(map(len, now.lines)) <= most_bytes
+        assert len(now.lines) >= 1
+        read_so_far += now.lines
+    assert read_so_far == lines
+
+
+async def test_reader_gets_as_much_as_it_may(a: Store) -> None:
+    for n in range(100):
+        await tell(a, "s", *[b"%02d" % n * 25] * 2)  # 50 bytes each
+    assert len((await told(a, "s", 11, 5100)).lines) == 100
+
+
+async def test_passage_that_is_long_is_told_whole(a: Store, b: Store) -> None:
+    keep = replace(KEEP, story_bytes=PLENTY, all_bytes=PLENTY)
+    lines = [b"%d" % n * 200 for n in range(2000)]
+    await tell(a, "s", b"first", keep=keep)
+    await tell(a, "s", *lines, keep=keep)
+    await tell(a, "s", b"last", keep=keep)
+    assert await told(b, "s") == Told(1, [b"first", *lines, b"last"], 2002)
+
+
+async def test_line_that_is_long_is_told_whole(a: Store) -> None:
+    line = b"x" * 3 * stories.CHUNK_BYTES
+    await tell(a, "s", b"1", line, b"3", keep=replace(KEEP, story_bytes=PLENTY))
+    assert await told(a, "s") == Told(1, [b"1", line, b"3"], 3)
+
+
+async def test_many_stories_are_told_at_once(a: Store, b: Store) -> None:
+    passages = [Passage(f"s{n}", b"head %d" % n, numbered(n, n + 2)) for n in range(300)]
+    await a.tell(passages, KEEP)
+    assert await heads(b) == {passage.story: passage.head for passage in passages}
+    for n in range(0, 300, 23):
+        assert await told(b, f"s{n}") == Told(1, numbered(n, n + 2), 3)
+
+
+async def test_head_of_a_story_is_its_row(a: Store, b: Store) -> None:
+    await tell(a, "s", b"1", head=b"\x00\xff")
+    await tell(b, "t", b"1", head=b"")
+    assert await heads(b) == {"s": b"\x00\xff", "t": b""}
+
+
+async def test_new_heads_are_changes_of_their_table(a: Store, b: Store) -> None:
+    await a.tell([Passage("s", b"s1", []), Passage("t", b"t1", [])], KEEP)
+    first = (await b.changes(STORIES, 0)).version
+    await tell(a, "t", head=b"t2")
+    await tell(b, "u", head=b"u1")
+    now = await b.changes(STORIES, first)
+    assert (now.rows, now.whole) == ({"t": b"t2", "u": b"u1"}, False)
+    assert await a.changes(STORIES, now.version) == Changes(now.version, {}, whole=False)
+
+
+async def test_head_alone_changes_no_lines(a: Store) -> None:
+    await tell(a, "s", b"1", head=b"old")
+    await tell(a, "s", head=b"new")
+    await tell(a, "s", b"2", head=b"newer")
+    assert await told(a, "s") == Told(1, [b"1", b"2"], 2)
+
+
+async def test_story_may_begin_with_its_head_alone(a: Store) -> None:
+    await tell(a, "s", head=b"head")
+    assert await told(a, "s") == Told(1, [], 0)
+    assert await heads(a) == {"s": b"head"}
+
+
+async def test_tell_of_nothing_is_no_change(a: Store) -> None:
+    await tell(a, "s", b"1")
+    before = await a.changes(STORIES, 0)
+    await a.tell([], KEEP)
+    assert await a.changes(STORIES, 0) == before
+
+
+def cost(read: Told) -> int:
+    """Return what the lines of a story take at least: themselves and their line breaks."""
+    return sum(len(line) + 1 for line in read.lines)
+
+
+async def test_oldest_lines_of_a_long_story_go_and_the_others_keep_their_numbers(a: Store) -> None:
+    keep = replace(KEEP, story_bytes=2000)
+    for n in range(1, 1001):
+        await tell(a, "s", b"%d" % n, keep=keep)
+        assert cost(await told(a, "s")) <= 2000
+    now = await told(a, "s")
+    assert now == Told(now.first, numbered(now.first, 1000), 1000)
+    assert 900 < now.first < 1000
+
+
+async def test_reader_that_missed_lines_that_went_gets_the_next_that_is_kept(a: Store) -> None:
+    keep = replace(KEEP, story_bytes=2000)
+    for n in range(1, 1001):
+        await tell(a, "s", b"%d" % n, keep=keep)
+    whole = await told(a, "s")
+    assert await told(a, "s", 500) == whole
+    assert await told(a, "s", whole.first - 1) == whole
+    assert (await told(a, "s", whole.first)).lines == whole.lines[1:]
+
+
+@pytest.mark.parametrize("story_bytes", [0, 1000, 40_000, 400_000])
+async def test_passage_that_is_too_long_leaves_its_newest_lines(a: Store, story_bytes: int) -> None:
+    keep = replace(KEEP, story_bytes=story_bytes)
+    await tell(a, "s", b"1", b"2", b"3", keep=keep)
+    lines = [b"%d" % n * 100 for n in range(4, 2001)]
+    await tell(a, "s", *lines, keep=keep)
+    now = await told(a, "s")
+    assert now == Told(now.first, lines[now.first - 4 :], 2000)
+    bounds = story_bytes - stories.CHUNK_BYTES, max(story_bytes, stories.CHUNK_BYTES)
+    assert bounds[0] * 0.99 < cost(now) <= bounds[1]
+    await tell(a, "s", b"x", keep=keep)
+    assert (await told(a, "s", 2000)) == Told(2001, [b"x"], 2001)
+
+
+async def test_line_over_the_bound_of_a_story_is_kept_alone(a: Store) -> None:
+    keep = replace(KEEP, story_bytes=1000)
+    await tell(a, "s", b"1", b"x" * 5000, keep=replace(KEEP, story_bytes=10_000))
+    await tell(a, "s", b"y" * 5000, keep=keep)
+    assert await told(a, "s") == Told(3, [b"y" * 5000], 3)
+
+
+async def test_story_that_was_told_least_recently_goes_when_they_are_too_many(a: Store) -> None:
+    keep = replace(KEEP, stories=3)
+    for story in ("s", "t", "u", "s", "v"):
+        await tell(a, story, b"1", keep=keep)
+    assert await heads(a) == {"u": b"", "s": b"", "v": b""}
+    assert await told(a, "t") == Told(1, [], 0)
+    assert (await told(a, "s")).last == 2
+
+
+async def test_story_that_is_told_with_others_goes_by_its_place_among_them(a: Store) -> None:
+    keep = replace(KEEP, stories=3)
+    names = ["z", "y", "x", "w", "z", "v"]
+    await a.tell([Passage(name, b"", []) for name in names], keep)
+    assert set(await heads(a)) == {"w", "z", "v"}
+
+
+async def test_story_that_goes_takes_its_row_along_at_once(a: Store, b: Store) -> None:
+    keep = replace(KEEP, stories=1)
+    await tell(a, "s", b"1", keep=keep)
+    before = (await b.changes(STORIES, 0)).version
+    await tell(a, "t", b"1", head=b"head", keep=keep)
+    now = await b.changes(STORIES, before)
+    assert (now.rows, now.whole) == ({"s": None, "t": b"head"}, False)
+
+
+async def test_story_that_went_begins_anew(a: Store) -> None:
+    keep = replace(KEEP, stories=1)
+    await tell(a, "s", b"1", b"2", keep=keep)
+    await tell(a, "t", b"1", keep=keep)
+    await tell(a, "s", b"new", keep=keep)
+    assert await told(a, "s") == Told(1, [b"new"], 1)
+
+
+async def test_stories_that_were_told_least_recently_go_when_they_take_too_much(a: Store) -> None:
+    keep = replace(KEEP, all_bytes=100_000)
+    for n in range(40):
+        await tell(a, f"s{n}", b"x" * 5000, keep=keep)
+        kept = [await told(a, name) for name in await heads(a)]
+        assert sum(map(cost, kept)) <= 100_000
+    assert await heads(a) == {f"s{n}": b"" for n in range(24, 40)}
+
+
+async def test_heads_count_among_what_stories_take(a: Store) -> None:
+    keep = replace(KEEP, all_bytes=100_000)
+    for n in range(40):
+        await tell(a, f"s{n}", head=b"x" * 10_000, keep=keep)
+        assert len(await heads(a)) <= 10
+    for n in range(31, 40):
+        await tell(a, f"s{n}", head=b"", keep=keep)
+    await tell(a, "last", head=b"x" * 80_000, keep=keep)
+    assert await heads(a) == {**{f"s{n}": b"" for n in range(31, 40)}, "last": b"x" * 80_000}
+
+
+async def test_stories_without_anything_in_them_take_something_too(a: Store) -> None:
+    keep = replace(KEEP, all_bytes=50_000)
+    await a.tell([Passage(str(n), b"", []) for n in range(500)], keep)
+    assert 20 < len(await heads(a)) <= 50
+
+
+async def test_story_that_alone_takes_too_much_goes(a: Store) -> None:
+    keep = replace(KEEP, all_bytes=10_000)
+    await tell(a, "small", b"1", keep=keep)
+    await tell(a, "big", b"x" * 10_000, keep=keep)
+    assert await heads(a) == {}
+    assert await told(a, "big") == Told(1, [], 0)
+
+
+@pytest.mark.parametrize("short_of", [0, 1])
+async def test_stories_are_counted_with_all_that_they_cost(a: Store, short_of: int) -> None:
+    line = b"x" * 100
+    each = stories.STORY_COST + len("s1") + len(b"head") + 2 * (stories.CHUNK_COST + len(line))
+    keep = replace(KEEP, all_bytes=2 * each - short_of)
+    for story in ("s1", "s2", "s1", "s2"):
+        await tell(a, story, line, head=b"head", keep=keep)
+    assert len(await heads(a)) == 2 - short_of
+
+
+@pytest.mark.parametrize("short_of", [0, 1])
+async def test_lines_are_counted_with_all_that_they_cost(a: Store, short_of: int) -> None:
+    line = b"x" * 100
+    keep = replace(KEEP, story_bytes=5 * (stories.CHUNK_COST + len(line)) - short_of)
+    for _ in range(20):
+        await tell(a, "s", line, keep=keep)
+    assert await told(a, "s") == Told(16 + short_of, [line] * (5 - short_of), 20)
+
+
+async def test_bounds_that_have_become_narrow_hold_at_once(a: Store) -> None:
+    await a.tell([Passage(f"s{n}", b"", [b"1"]) for n in range(400)], KEEP)
+    await tell(a, "last", keep=replace(KEEP, stories=10))
+    assert set(await heads(a)) == {"last", *(f"s{n}" for n in range(391, 400))}
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_bounds_hold_whatever_is_told(a: Store, b: Store, seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    keep = Keep(story_bytes=40_000, all_bytes=150_000, stories=12, ttl_s=LONG_S)
+    rows, version = dict[str, bytes | None](), 0
+    for _ in range(60):
+        passages = [
+            Passage(
+                f"s{chance.randrange(20)}",
+                b"h" * chance.randrange(2000),
+                [b"x" * chance.randrange(4000) for _ in range(chance.randrange(20))],
+            )
+            for _ in range(chance.randrange(1, 4))
+        ]
+        await chance.choice([a, b]).tell(passages, keep)
+        news = await a.changes(STORIES, version)
+        assert news.whole is (version == 0)
+        version = news.version
+        rows = {name: row for name, row in (rows | dict(news.rows)).items() if row is not None}
+        assert rows == await heads(b)
+        kept = [await told(b, name) for name in rows]
+        assert len(rows) <= 12
+        assert max(map(cost, kept)) <= 40_000
+        assert sum(map(cost, kept)) + sum(len(row or b"") for row in rows.values()) <= 150_000
+        for n in range(20):
+            assert f"s{n}" in rows or await told(b, f"s{n}") == Told(1, [], 0)
+
+
+async def test_story_that_nothing_is_added_to_expires(a: Store) -> None:
+    await tell(a, "s", b"1", keep=replace(KEEP, ttl_s=SHORT_S))
+    await expire(a)
+    assert await told(a, "s") == Told(1, [], 0)
+
+
+async def test_story_that_expired_begins_anew(a: Store) -> None:
+    await tell(a, "s", b"1", b"2", keep=replace(KEEP, ttl_s=SHORT_S))
+    await expire(a)
+    await tell(a, "s", b"new")
+    assert await told(a, "s") == Told(1, [b"new"], 1)
+
+
+async def test_story_that_expired_while_another_lasts_begins_anew(a: Store) -> None:
+    await tell(a, "s", b"1", b"2", keep=replace(KEEP, ttl_s=SHORT_S))
+    await tell(a, "t", b"1")
+    await expire(a)
+    await tell(a, "s", b"new")
+    assert await told(a, "s") == Told(1, [b"new"], 1)
+    assert await told(a, "t") == Told(1, [b"1"], 1)
+
+
+async def test_row_of_a_story_that_expired_goes_when_another_is_told(a: Store, b: Store) -> None:
+    keep = replace(KEEP, ttl_s=10 * SHORT_S)
+    await tell(a, "s", b"1", keep=keep)
+
+    async def gone() -> bool:
+        await tell(a, "t", keep=keep)
+        rows = await heads(b)
+        return "t" in rows and "s" not in rows
+
+    await until(gone)
+
+
+async def test_story_that_is_told_again_lasts_longer(a: Store) -> None:
+    await tell(a, "s", b"1", keep=replace(KEEP, ttl_s=10 * SHORT_S))
+    await tell(a, "s")
+    await expire(a, 10 * SHORT_S)
+    assert await told(a, "s") == Told(1, [b"1"], 1)
+    assert await heads(a) == {"s": b""}
+
+
+async def test_table_of_stories_lasts_as_long_as_the_last_that_was_told(a: Store) -> None:
+    await tell(a, "s", b"1", keep=replace(KEEP, ttl_s=SHORT_S))
+    await expire(a)
+    assert await a.changes(STORIES, 0) == Changes(0, {}, whole=True)
+
+
+async def test_story_that_the_engine_lost_begins_anew(house: Deployment, a: Store) -> None:
+    await tell(a, "s", b"1", b"2", head=b"old")
+    await tell(a, "t", b"1")
+    version = (await a.changes(STORIES, 0)).version
+    await house.forget()
+    assert await told(a, "s") == Told(1, [], 0)
+    await tell(a, "s", b"new", head=b"new")
+    assert await told(a, "s") == Told(1, [b"new"], 1)
+    now = await a.changes(STORIES, version)
+    assert (now.rows, now.whole) == ({"s": b"new"}, True)
+
+
+async def test_process_that_died_tells_and_reads_no_story(
+    house: Deployment, a: Store, b: Store
+) -> None:
+    await tell(b, "s", b"1")
+    await house.crash(a)
+    with pytest.raises(StoreAway):
+        await tell(a, "s", b"2")
+    with pytest.raises(StoreAway):
+        await told(a, "s")
+    assert (await told(b, "s")).last == 1
 
 
 # Rates

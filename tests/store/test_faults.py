@@ -8,11 +8,13 @@ from typing import Any, cast
 import pytest
 
 from gateway.store import valkey
-from gateway.store.base import Claim, Held, StoreAway, Taken
+from gateway.store.base import STORIES, Claim, Held, Keep, Passage, StoreAway, Taken, Told
 from gateway.store.valkey import ValkeyStore
 from tests.fakes.fault_proxy import End, FaultProxy, Way
 from tests.fakes.valkey import ValkeyServer
 from tests.store.house import LONG_S, WAIT_S, away, back, command, mail, read, until
+
+KEEP = Keep(story_bytes=10_000, all_bytes=100_000, stories=10, ttl_s=LONG_S)
 
 
 @asynccontextmanager
@@ -58,6 +60,19 @@ async def test_letter_whose_answer_was_lost_is_there_once(
         await back(a)
         assert await a.send([(b.gateway, b"second")]) == [True]
         assert await mail(b) == [b"first", b"second"]
+
+
+async def test_passage_whose_answer_was_lost_was_told_once(
+    server: ValkeyServer, b: ValkeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(valkey, "BEAT_S", 3600.0)  # so that the answer that is cut off is ours
+    async with behind_proxy(server) as (a, proxy):
+        proxy.tunnels[0].cut(Way.DOWN, 0, End.RESET)
+        with pytest.raises(StoreAway):
+            await a.tell([Passage("s", b"", [b"1", b"2"])], KEEP)
+        assert proxy.counts["reset"] == 1
+        await back(a)
+        assert await b.told("s", 0, 100) == Told(1, [b"1", b"2"], 2)
 
 
 async def test_letters_under_way_when_connections_are_killed_are_there_once_at_most(
@@ -383,6 +398,63 @@ async def test_letters_arrive_though_the_new_engine_has_its_clock_behind(
     while await a.send([(b.gateway, b"now")]) == [False]:
         pass  # it is not alive again yet
     assert await read(b) == [b"now"]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        *("story:s1", "stories:told", "stories:kept"),
+        *(f"table:stories{part}" for part in ("", ":rows", ":changed", ":gone")),
+    ],
+)
+async def test_stories_are_told_on_and_kept_within_bounds_though_the_engine_evicts(
+    a: ValkeyStore, lost: str
+) -> None:
+    for n in range(20):
+        await a.tell([Passage(f"s{n % 12}", b"head", [b"x" * 1000] * 2)], KEEP)
+    await a.tell([Passage("old", b"head", [b"line"])], KEEP)
+    await command(a, "DEL", f"rdv:{lost}")
+    for n in range(200):
+        await a.tell([Passage(f"s{n % 12}", b"head", [b"%d" % n, b"y" * 1000])], KEEP)
+        story = await a.told(f"s{n % 12}", 0, 100_000)
+        assert story.last == story.first + len(story.lines) - 1
+        assert story.lines[-2:] == [b"%d" % n, b"y" * 1000]
+    rows = (await a.changes(STORIES, 0)).rows
+    assert rows == {f"s{n % 12}": b"head" for n in range(190, 200)}
+    keys = set(await command(a, "KEYS", "rdv:story:*"))
+    assert keys - {b"rdv:story:old"} == {f"rdv:story:{name}".encode() for name in rows}
+
+
+async def test_stories_go_in_their_order_though_the_new_engine_has_its_clock_behind(
+    a: ValkeyStore,
+) -> None:
+    await a.tell([Passage("s0", b"", [])], KEEP)
+    await command(a, "ZADD", "rdv:stories:told", 2**52, "s0")
+    for n in range(1, 12):
+        await a.tell([Passage(f"s{n}", b"", [])], KEEP)
+    rows = (await a.changes(STORIES, 0)).rows
+    assert set(rows) == {f"s{n}" for n in range(2, 12)}
+
+
+async def test_stories_are_told_to_an_engine_that_forgot_the_scripts(a: ValkeyStore) -> None:
+    await a.tell([Passage("s", b"", [b"1"])], KEEP)
+    await command(a, "SCRIPT", "FLUSH")
+    await a.tell([Passage("s", b"", [b"2"])], KEEP)
+    assert await a.told("s", 0, 100) == Told(1, [b"1", b"2"], 2)
+
+
+async def test_stories_outlast_a_restart_with_memory() -> None:
+    with ValkeyServer(persist=True) as server:
+        async with ValkeyStore(server.url) as a:
+            for n in range(30):
+                await a.tell([Passage(f"s{n % 3}", b"head %d" % n, [b"x" * 400] * 3)], KEEP)
+            before = [await a.told(f"s{n}", 0, 100_000) for n in range(3)]
+            rows = await a.changes(STORIES, 0)
+            server.restart(keep=True)
+            await away(a)
+            await back(a)
+            assert [await a.told(f"s{n}", 0, 100_000) for n in range(3)] == before
+            assert await a.changes(STORIES, 0) == rows
 
 
 async def test_long_absence_makes_what_the_engine_knows_doubtful(

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.store.base import Held, StoreAway, Taken
+from gateway.store.base import STORIES, Held, Keep, Passage, StoreAway, Taken, Told
 from gateway.store.memory import NEWS, SWEEP_S, Engine, MemoryStore
 from tests.store.house import LONG_S, mail
 
@@ -49,6 +49,32 @@ async def test_what_has_expired_takes_no_memory(engine: Engine, clock: Clock) ->
         clock.now += SWEEP_S
         await store.put("last", b"", 1.0)
         assert len(engine.documents._things) == 1
+
+
+async def test_stories_expire_by_the_clock_that_was_handed_in(engine: Engine, clock: Clock) -> None:
+    keep = Keep(story_bytes=10_000, all_bytes=10_000, stories=10, ttl_s=10.0)
+    async with MemoryStore(engine) as store:
+        await store.tell([Passage("s", b"head", [b"1"]), Passage("t", b"", [])], keep)
+        clock.now += 9.99
+        assert await store.told("s", 0, 1) == Told(1, [b"1"], 1)
+        await store.tell([Passage("t", b"", [])], keep)
+        assert set((await store.changes(STORIES, 0)).rows) == {"s", "t"}
+        clock.now += 0.01
+        assert await store.told("s", 0, 1) == Told(1, [], 0)
+        await store.tell([Passage("t", b"", [])], keep)
+        assert set((await store.changes(STORIES, 0)).rows) == {"t"}
+
+
+async def test_story_that_expired_and_is_told_at_that_moment_begins_anew(
+    engine: Engine, clock: Clock
+) -> None:
+    keep = Keep(story_bytes=10_000, all_bytes=10_000, stories=10, ttl_s=10.0)
+    async with MemoryStore(engine) as store:
+        await store.tell([Passage("s", b"old", [b"1", b"2"])], keep)
+        clock.now += 10.0
+        await store.tell([Passage("s", b"new", [b"new"])], keep)
+        assert await store.told("s", 0, 1) == Told(1, [b"new"], 1)
+        assert (await store.changes(STORIES, 0)).rows == {"s": b"new"}
 
 
 async def test_bucket_fills_by_the_clock(engine: Engine, clock: Clock) -> None:

@@ -11,14 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.store import valkey
-from gateway.store.base import Held, Store
+from gateway.store import stories, valkey
+from gateway.store.base import STORIES, Held, Keep, Passage, Store
 from gateway.store.memory import Engine, MemoryStore
 from gateway.store.valkey import ValkeyStore
 from tests.fakes.valkey import ValkeyServer
 from tests.store.house import LONG_S, command, mail
 
 GATEWAYS = ("g1", "g2", "g3")
+KEEPS = (
+    Keep(story_bytes=300, all_bytes=10_000, stories=3, ttl_s=LONG_S),
+    Keep(story_bytes=60, all_bytes=3_300, stories=9, ttl_s=LONG_S),
+    Keep(story_bytes=0, all_bytes=1_090, stories=2, ttl_s=LONG_S),
+)
 Step = tuple[Any, ...]
 
 names = st.sampled_from(["s/1", "s/2"])
@@ -26,6 +31,8 @@ fences = st.integers(0, 5)
 facts = st.binary(max_size=3)
 keys = st.sampled_from(["k1", "k2", "k3"])
 rows = st.dictionaries(keys, st.none() | facts, max_size=3)
+lines = st.lists(st.integers(0, 60).map(lambda size: b"x" * size), max_size=8)
+passages = st.lists(st.tuples(st.sampled_from("stuv"), facts, lines), max_size=4)
 steps = st.one_of(
     st.tuples(st.just("find"), names),
     st.tuples(st.just("claim"), names, facts, fences),
@@ -39,6 +46,9 @@ steps = st.one_of(
     st.tuples(st.just("delete"), names),
     st.tuples(st.just("changes"), st.integers(0, 9)),
     st.tuples(st.just("commit"), st.sampled_from([1, 1, 1, 2, 9]), rows),
+    st.tuples(st.just("tell"), st.sampled_from([0, 0, 1, 2]), passages),
+    st.tuples(st.just("told"), st.sampled_from("stuv"), st.integers(0, 20), st.integers(0, 200)),
+    st.tuples(st.just("heads"), st.integers(0, 9)),
     st.tuples(st.just("draw"), names),
     st.tuples(st.just("gateways")),
     st.tuples(st.just("send"), st.lists(st.tuples(st.sampled_from(GATEWAYS), facts), max_size=3)),
@@ -50,6 +60,10 @@ play = st.lists(st.tuples(st.sampled_from(GATEWAYS), steps), max_size=60)
 
 async def hold(store: Store, held: list[tuple[str, int, bytes]]) -> list[bool]:
     return await store.hold([Held(name, fence, said, LONG_S) for name, fence, said in held])
+
+
+async def tell(store: Store, keep: int, told: list[tuple[str, bytes, list[bytes]]]) -> None:
+    await store.tell([Passage(*one) for one in told], KEEPS[keep])
 
 
 async def draw(store: Store, name: str) -> bool:
@@ -67,6 +81,8 @@ ACTS: dict[str, Callable[..., Awaitable[Any]]] = {
     "put": lambda store, name, said: store.put(name, said, LONG_S),
     "put_new": lambda store, name, said: store.put_new(name, said, LONG_S),
     "delete": lambda store, name: store.delete(name),
+    "tell": tell,
+    "told": lambda store, story, after, most_bytes: store.told(story, after, most_bytes),
     "draw": draw,
     "gateways": lambda store: store.gateways(),
     "send": lambda store, letters: store.send(letters),
@@ -79,23 +95,27 @@ class Side:
 
     def __init__(self, stores: Mapping[str, Store]) -> None:
         self.stores = stores
-        self.versions = [0]
+        self.versions = {"t": [0], STORIES: [0]}
 
-    def _nth(self, version: int) -> int:
-        if version not in self.versions:
-            self.versions.append(version)
-        return self.versions.index(version)
+    def _nth(self, table: str, version: int) -> int:
+        versions = self.versions[table]
+        if version not in versions:
+            versions.append(version)
+        return versions.index(version)
 
     async def act(self, gateway: str, step: Step) -> Any:
         """Return what a step came to."""
         store, (what, *args) = self.stores[gateway], step
-        if what == "changes":
-            changes = await store.changes("t", self.versions[args[0] % len(self.versions)])
-            return replace(changes, version=self._nth(changes.version))
+        if what in ("changes", "heads"):
+            table = "t" if what == "changes" else STORIES
+            versions = self.versions[table]
+            changes = await store.changes(table, versions[args[0] % len(versions)])
+            return replace(changes, version=self._nth(table, changes.version))
         if what == "commit":
-            since = self.versions[max(0, len(self.versions) - args[0])]
+            versions = self.versions["t"]
+            since = versions[max(0, len(versions) - args[0])]
             version = await store.commit("t", since, args[1], LONG_S)
-            return None if version is None else self._nth(version)
+            return None if version is None else self._nth("t", version)
         return await ACTS[what](store, *args)
 
 
@@ -138,8 +158,9 @@ def shared() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is broken here, however slow the machine."""
+    """Nothing is broken here, however slow the machine; and passages need not be long."""
     monkeypatch.setattr(valkey, "DEADLINE_S", 20.0)
+    monkeypatch.setattr(stories, "CHUNK_BYTES", 100)
 
 
 @pytest.mark.no_cover  # counting lines takes as long as the test; others count them

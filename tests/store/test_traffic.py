@@ -5,7 +5,9 @@ import datetime
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -13,10 +15,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.store import valkey
-from gateway.store.base import Held, StoreAway
-from gateway.store.valkey import ValkeyStore
+from gateway.store.base import STORIES, Held, Keep, Passage, StoreAway
+from gateway.store.stories import CHUNK_BYTES
+from gateway.store.valkey import Part, ValkeyStore
 from tests.fakes.valkey import ValkeyServer
 from tests.store.house import LONG_S, WAIT_S, command, mail, read
+
+KEEP = Keep(story_bytes=20_000, all_bytes=1_000_000, stories=300, ttl_s=LONG_S)
 
 
 @pytest.fixture
@@ -93,13 +98,76 @@ async def test_every_key_expires(a: ValkeyStore, b: ValkeyStore) -> None:
     assert version is not None
     await a.commit("table", version, {"one": None, "three": b"3"}, LONG_S)
     await a.draw("bucket", 1.0, 3)
+    await a.tell([Passage("story", b"head", [b"line"]), Passage("other", b"", [])], KEEP)
     await a.send([(b.gateway, b"letter")] * 3)
     assert len(await mail(a)) == 1
     assert len(await mail(b)) == 3
     keys = await command(a, "KEYS", "*")
     kinds = {key.split(b":")[1] for key in keys}
-    assert kinds == {b"gws", b"gw", b"in", b"born", b"claim", b"doc", b"table", b"bucket"}
+    assert kinds == {
+        *(b"gws", b"gw", b"in", b"born", b"claim", b"doc", b"table", b"bucket"),
+        *(b"story", b"stories"),
+    }
     assert [key for key in keys if await command(a, "PTTL", key) <= 0] == []
+
+
+async def of_stories(store: ValkeyStore) -> list[bytes]:
+    """Return the keys of all that has to do with stories."""
+    keys = [await command(store, "KEYS", f"rdv:{of}*") for of in ("stor", "table:stories")]
+    return [key for some in keys for key in some]
+
+
+@pytest.mark.parametrize("size", [0, 100, 3000])
+async def test_stories_take_no_more_memory_than_they_may(a: ValkeyStore, size: int) -> None:
+    names = [f"{n:032x}" for n in range(400)]
+    for _ in range(3):  # rows come, and go, and others come
+        for first in range(0, 400, 25):
+            passages = [
+                Passage(name, b"h" * size, [b"x" * size] * 3) for name in names[first : first + 25]
+            ]
+            await a.tell(passages, KEEP)
+            used = [
+                await command(a, "MEMORY", "USAGE", key, "SAMPLES", 0)
+                for key in await of_stories(a)
+            ]
+            assert sum(used) <= KEEP.all_bytes
+    assert len((await a.changes(STORIES, 0)).rows) > {0: 290, 100: 290, 3000: 70}[size]
+
+
+async def test_story_that_went_leaves_no_key(a: ValkeyStore) -> None:
+    for n in range(10):
+        await a.tell([Passage(f"s{n}", b"head", [b"line"])], replace(KEEP, stories=2))
+    await a.tell([Passage("none", b"head", [b"line"])], replace(KEEP, stories=0))
+    assert set(await of_stories(a)) <= {b"rdv:table:stories", b"rdv:table:stories:gone"}
+    assert await command(a, "HGET", "rdv:table:stories", "cost") == b"0"
+
+
+async def test_engine_has_others_served_while_much_is_told(
+    a: ValkeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = list[int]()
+    do = a._do
+
+    async def note(operation: str, *args: Part, **how: Any) -> Any:
+        if operation == "tell":
+            steps.append(sum(len(part) for part in args if isinstance(part, bytes)))
+        return await do(operation, *args, **how)
+
+    monkeypatch.setattr(a, "_do", note)
+    keep = replace(KEEP, all_bytes=50_000_000)
+    await a.tell([Passage(f"s{n}", b"", [b"x"]) for n in range(200)], keep)
+    assert len(steps) == 4
+    steps.clear()
+    await a.tell([Passage(f"s{n}", b"", [b"x" * 20_000] * 3) for n in range(200)], keep)
+    assert len(steps) == 16
+    assert max(steps) <= 256 * 1024
+    steps.clear()
+    await a.tell([Passage("s", b"", [b"x" * 1000] * 10_000)], keep)
+    assert len(steps) == 1
+    assert max(steps) <= KEEP.story_bytes + 2 * CHUNK_BYTES
+    steps.clear()
+    await a.tell([Passage("s", b"", [])], replace(keep, stories=1))
+    assert steps == [0] * 4  # 200 stories went
 
 
 async def test_deployments_with_different_prefixes_share_nothing(server: ValkeyServer) -> None:
@@ -108,9 +176,12 @@ async def test_deployments_with_different_prefixes_share_nothing(server: ValkeyS
         await one.claim("x", b"", LONG_S)
         await one.put("x", b"", LONG_S)
         await one.commit("x", 0, {"x": b""}, LONG_S)
+        await one.tell([Passage("x", b"", [b"line"])], KEEP)
         assert await two.find("x") is None
         assert await two.get("x") is None
         assert (await two.changes("x", 0)).rows == {}
+        assert (await two.changes(STORIES, 0)).rows == {}
+        assert (await two.told("x", 0, 1)).lines == []
         assert await two.gateways() == [two.gateway]
         assert await one.send([(two.gateway, b"")]) == [False]
         keys = await command(one, "KEYS", "*")

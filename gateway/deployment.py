@@ -8,14 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import stamina.instrumentation
-
 from gateway.launchers.base import Launcher
-from gateway.launchers.heroku.formation import HerokuFormation
-from gateway.launchers.heroku.launcher import AgentCommands, HerokuLauncher
-from gateway.launchers.heroku.own import OwnApp
-from gateway.launchers.heroku.platform import Platform
-from gateway.launchers.heroku.subscription import subscribe
 from gateway.launchers.local import LocalLauncher
 from gateway.registry.discovery import Formation
 from gateway.registry.servers import ServerDefinition
@@ -85,6 +78,15 @@ def local(environment: Mapping[str, str], secret: bytes, archive: Archive) -> De
 
 def heroku(settings: Settings, key: str, secret: bytes, archive: Archive) -> Deployment:
     """Return Heroku as the platform, with one-off dynos of the configured apps."""
+    # Here, for heroku3 and requests are a quarter of a start, and the local launcher needs neither.
+    import stamina.instrumentation  # noqa: PLC0415
+
+    from gateway.launchers.heroku.formation import HerokuFormation  # noqa: PLC0415
+    from gateway.launchers.heroku.launcher import AgentCommands, HerokuLauncher  # noqa: PLC0415
+    from gateway.launchers.heroku.own import OwnApp  # noqa: PLC0415
+    from gateway.launchers.heroku.platform import Platform  # noqa: PLC0415
+    from gateway.launchers.heroku.subscription import subscribe  # noqa: PLC0415
+
     realm = realm_of(secret)
     stamina.instrumentation.set_on_retry_hooks([])  # what matters is in the launcher's own log
     platform = Platform(key, str(settings.heroku_api_url).rstrip("/"))

@@ -1,6 +1,10 @@
 """What all tests share."""
 
 import asyncio
+import contextlib
+import importlib
+import pkgutil
+from collections.abc import Generator
 from itertools import groupby
 
 import pytest
@@ -8,6 +12,12 @@ from coverage import Coverage
 
 USUAL_S = 30.0
 """The time limit of pyproject.toml."""
+
+MEASURED = ("gateway", "dyno_agent", "clients", "mcp_servers")
+"""The packages whose lines are counted, as in pyproject.toml."""
+
+OF_PROCESSES = {"proof", "soak", "system"}
+"""Folders whose tests wait for processes that they start."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,20 +48,43 @@ def measured(
         monkeypatch.setenv("COVERAGE_FILE", str(pytestconfig.rootpath / ".coverage"))
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let each worker begin with its share of those that may take longest.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Count the lines that importing the product takes, and none of importing all the tests.
 
-    xdist cuts the list into as many even pieces as there are workers. Modules stay together, for
-    the fixtures that they share.
+    To count those of the tests' libraries, and to drop them, takes as long as the imports.
+    """
+    measurement = Coverage.current()
+    if measurement is None:
+        return (yield)
+    for package in map(importlib.import_module, MEASURED):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            with contextlib.suppress(ImportError):  # of an extra that is not installed
+                importlib.import_module(module.name)
+    measurement.stop()
+    try:
+        return (yield)
+    finally:
+        measurement.start()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put those first that may take longest, so that no worker is left with one at the end.
+
+    A module goes to a worker as a whole (`--dist loadfile`), for the fixtures that its tests share:
+    a gateway, what it has learned, conversations. Lines are not counted in tests of processes:
+    those of the processes are, if a test is `measured`, and the others count what is behind.
     """
 
     def limit_s(module: list[pytest.Item]) -> float:
         markers = [item.get_closest_marker("timeout") for item in module]
         return max(USUAL_S if marker is None else float(marker.args[0]) for marker in markers)
 
+    def place(module: list[pytest.Item]) -> tuple[bool, float, int]:
+        return module[0].path.parent.name in OF_PROCESSES, limit_s(module), len(module)
+
+    for item in items:
+        if item.path.parent.name in OF_PROCESSES:
+            item.add_marker(pytest.mark.no_cover)
     modules = [list(module) for _, module in groupby(items, key=lambda item: item.path)]
-    workers: int = getattr(config, "workerinput", {}).get("workercount", 1)
-    pieces: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    for module in sorted(modules, key=limit_s, reverse=True):
-        min(pieces, key=len).extend(module)
-    items[:] = [item for piece in pieces for item in piece]
+    items[:] = [item for module in sorted(modules, key=place, reverse=True) for item in module]

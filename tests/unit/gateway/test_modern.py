@@ -628,6 +628,7 @@ def the_sdks(body: dict[str, Any], headers: Lines) -> set[int]:
     return codes
 
 
+@pytest.mark.no_cover  # counting lines takes longer than the test; others count them
 @settings(max_examples=600)
 @given(posts())
 def test_ladder_agrees_with_the_sdk(post: tuple[dict[str, Any], Lines]) -> None:

@@ -148,8 +148,8 @@ class Passed(SessionEvent):
     method: str
     tool: str | None
     call: str
-    bytes: int
     payload: bytes = field(default=b"", repr=False)
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,6 +131,24 @@ class Settings(BaseSettings):
         description="Host names, comma-separated, by which browsers may reach the gateway besides "
         "that of GATEWAY_URL (and loopback names when it listens on loopback).",
     )
+    story_bytes: int = Field(
+        262_144,
+        ge=4096,
+        le=16_777_216,
+        description="What is kept of one session's story; beyond, its oldest lines go.",
+    )
+    stories_bytes: int = Field(
+        16_777_216,
+        ge=65_536,
+        description="What is kept of all stories, in memory or in REDIS_URL; beyond, those go that "
+        "were silent for longest.",
+    )
+    story_ttl_s: float = Field(
+        86_400.0,
+        ge=60,
+        le=2_592_000,
+        description="How long the story of a session is kept that has ended, in seconds.",
+    )
     link_grace_s: float = Field(
         300.0,
         ge=1,

@@ -207,13 +207,7 @@ def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefi
         value = getattr(server, key)
         if value is not None and not 0 < value <= 86_400:
             raise BadServersFile(f"{where}.{key}: more than 0 and at most 86400 seconds")
-    if not 0 < server.record_bytes <= MOST_RECORDED:
-        raise BadServersFile(f"{where}.record_bytes: 1 to {MOST_RECORDED}")
-    for pattern in server.redact:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise BadServersFile(f"{where}.redact: {pattern!r}: {error}") from error
+    _check_recorded(server, where)
     if isinstance(server.warm, int) and not 0 <= server.warm <= MOST_WARM:
         raise BadServersFile(f"{where}.warm: 0 to {MOST_WARM} dynos")
     if not server.command.strip() and not server.process_type:
@@ -221,6 +215,16 @@ def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefi
     if server.process_type and (server.command or not server.app):
         raise BadServersFile(f"{where}.process_type: goes with `app` and without `command`")
     return _filled(server, where, environment)
+
+
+def _check_recorded(server: ServerDefinition, where: str) -> None:
+    if not 0 < server.record_bytes <= MOST_RECORDED:
+        raise BadServersFile(f"{where}.record_bytes: 1 to {MOST_RECORDED}")
+    for pattern in server.redact:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BadServersFile(f"{where}.redact: {pattern!r}: {error}") from error
 
 
 def _filled(

@@ -112,11 +112,11 @@ class Manager:
         launcher: Launcher,
         registry: Registry,
         terms: Terms,
-        emit: events.Sink,
+        emit: events.Sink | None = None,
         store: Store | None = None,
     ) -> None:
         self._terms = terms
-        self._sinks = [emit]
+        self._sinks = [] if emit is None else [emit]
         self._registry = registry
         self._keys = SessionKeys(terms.secret, secrets.token_urlsafe)
         self._openings = Sealer(terms.secret, "rendezvous reopening v1", Reopening)
@@ -135,20 +135,10 @@ class Manager:
         self.pool = Pool(self.fleet, registry, terms.caps, self.store)
         self.dynos = Dynos(self.fleet, self.pool, self.end, self._call_elsewhere)
         self.reception = Reception(
-            self.directory,
-            self.ownership,
-            self.dynos,
-            self.passes,
-            maker,
-            terms.secret,
+            self.directory, self.ownership, self.dynos, self.passes, maker, terms.secret
         )
         self.reconciler = Reconciler(
-            self.fleet,
-            self.directory,
-            self.dynos,
-            self.pool,
-            terms.grace_s,
-            self.end,
+            self.fleet, self.directory, self.dynos, self.pool, terms.grace_s, self.end
         )
         self._farewell = Farewell(
             self.directory,

@@ -43,7 +43,6 @@ class Witness:
         self._emit = emit
         self._tracing = tracing
         self._begun: CallBegun | None = None  # of the request that is being taken
-        self._tells = record.server.record != "off"
         self._keeps = record.server.record == "payloads"
 
     def carrying(self, call: Call[Any], line: bytes, most_bytes: int) -> bytes:
@@ -85,8 +84,7 @@ class Witness:
         begun, self._begun = self._begun, None
         if self._tracing is not None and begun is not None and call.trace:
             self._tracing.begin(begun)
-        if self._tells:
-            self._tell("child", "request", call.method, call.tool, call.client_id, line)
+        self._tell("child", "request", call.method, call.tool, call.client_id, line)
 
     def passed(self, to: str, envelope: Envelope, raw: bytes) -> None:
         """Another message goes through.
@@ -96,10 +94,8 @@ class Witness:
             envelope: of the message.
             raw: the message.
         """
-        if self._tells:
-            number = "" if envelope.id is UNSET else envelope.id
-            kind, method = envelope.kind.value, envelope.method_name
-            self._tell(to, kind, method, None, "" if number is None else number, raw)
+        number = "" if envelope.id is UNSET or envelope.id is None else envelope.id
+        self._tell(to, envelope.kind.value, envelope.method_name, None, number, raw)
 
     def _tell(
         self, to: str, kind: str, method: str, tool: str | None, number: str | int, raw: bytes

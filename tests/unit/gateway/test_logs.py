@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import events
-from gateway.ops.logs import configure, inert, log_sink
+from gateway.ops.inertness import inert
+from gateway.ops.logs import configure, log_sink
 
 FORMATS = ["pretty", "logfmt", "json"]
 NASTY = [

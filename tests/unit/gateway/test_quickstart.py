@@ -23,9 +23,9 @@ def values(file: Path) -> dict[str, str]:
 def test_first_run_makes_a_key_and_a_secret_that_the_settings_take(file: Path) -> None:
     assert ensure_env_file(file)
     made = values(file)
-    assert list(made) == ["API_KEY", "GATEWAY_SECRET"]
+    assert list(made) == ["API_KEY", "GATEWAY_SECRET", "ADMIN_KEY"]
     assert all(len(value) >= MIN_SECRET for value in made.values())
-    assert made["API_KEY"] != made["GATEWAY_SECRET"]
+    assert len(set(made.values())) == 3
 
 
 def test_two_machines_get_different_keys(tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_existing_values_are_kept_and_missing_ones_added(file: Path, end: str) -
     assert ensure_env_file(file)
     lines = file.read_text(encoding="utf-8").splitlines()
     assert lines[:3] == ["# mine", "PORT=9000", "API_KEY=kept"]
-    assert [line.partition("=")[0] for line in lines[3:]] == ["GATEWAY_SECRET"]
+    assert [line.partition("=")[0] for line in lines[3:]] == ["GATEWAY_SECRET", "ADMIN_KEY"]
 
 
 def test_complete_file_is_left_as_it_is(file: Path) -> None:
-    text = "GATEWAY_SECRET = s\r\nAPI_KEY=k"
+    text = "GATEWAY_SECRET = s\r\nADMIN_KEY=a\r\nAPI_KEY=k"
     file.write_bytes(text.encode())
     assert not ensure_env_file(file)
     assert file.read_bytes() == text.encode()
@@ -71,7 +71,7 @@ def test_second_run_changes_nothing(file: Path) -> None:
 def test_commented_out_name_counts_as_missing(file: Path) -> None:
     file.write_text("#API_KEY=old\nGATEWAY_SECRET=s\n", encoding="utf-8")
     assert ensure_env_file(file)
-    assert set(values(file)) == {"API_KEY", "GATEWAY_SECRET"}
+    assert set(values(file)) == {"API_KEY", "GATEWAY_SECRET", "ADMIN_KEY"}
 
 
 def test_greeting_holds_a_snippet_that_a_client_can_parse() -> None:
@@ -87,4 +87,11 @@ def test_greeting_holds_a_snippet_that_a_client_can_parse() -> None:
 
 def test_greeting_names_url_key_and_servers() -> None:
     words = set(greeting("http://h:1", "the-key", ["a", "b"]).replace(",", " ").split())
-    assert {"http://h:1/mcp", "the-key", "a", "b", "MCP_SERVER_URL=http://h:1"} <= words
+    assert {
+        "http://h:1/mcp",
+        "http://h:1/console",
+        "the-key",
+        "a",
+        "b",
+        "MCP_SERVER_URL=http://h:1",
+    } <= words

@@ -1095,6 +1095,7 @@ class Crowd:
             self._child(self.chance.choice(again))
 
 
+@pytest.mark.no_cover  # counting lines takes longer than the test; others count them
 @given(seed=st.integers(0, 2**32), steps=st.integers(1, 120))
 @settings(max_examples=150, deadline=None)
 def test_each_caller_of_a_crowd_reads_its_own_and_only_once(seed: int, steps: int) -> None:

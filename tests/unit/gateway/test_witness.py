@@ -115,13 +115,6 @@ def test_request_is_told_with_the_tool_that_it_names_and_its_size() -> None:
     assert (event.tool, event.bytes, event.payload) == ("echo", len(raw), b"")
 
 
-def test_server_that_is_not_recorded_tells_calls_alone() -> None:
-    play = Play(record="off")
-    play.calls(1)
-    play.says(message(id=1, result={}))
-    assert [event.name for event in play.told] == ["call"]
-
-
 def test_payloads_are_told_of_a_server_that_is_recorded_with_them() -> None:
     play = Play(record="payloads")
     raw = play.calls(1, name="echo")

@@ -2,11 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Two more than cores: many tests wait.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))')
+# Hundreds of interpreters are started by the tests: each would compile the same files.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku proof-scale heroku-cli conformance soak lint format clean
+.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku proof-scale proof-console browser heroku-cli conformance soak lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,8 +30,8 @@ run-heroku-emulated: $(READY)  ## The Heroku path without an account: an emulate
 demo: $(READY)  ## Run the seeds' request through the whole path and show the session's story
 	$(BIN)/python scripts/demo.py
 
-test: lint  ## Everything: lint, then all tests, against real clients and servers
-	$(BIN)/python -m pytest tests -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered
+test: lint browser  ## Everything: lint, then all tests, against real clients and servers
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 check: lint  ## Seconds: lint, and the tests of the pure parts
 	$(BIN)/python -m pytest -q tests/test_house_rules.py tests/test_docs.py tests/unit/gateway tests/link -n auto
@@ -41,6 +44,13 @@ proof-heroku: $(READY)  ## 200 sessions on a faulty platform, ten silent minutes
 
 proof-scale: $(READY)  ## 10,000 calls over three gateways, then again while they are killed and the engine restarts (8 min)
 	$(BIN)/python -m tests.proof.scale
+
+proof-console: $(READY) browser  ## What an operator does, in a real Chromium; screenshots in build/console
+	$(BIN)/python -m tests.proof.console
+
+browser:  # The tests of the console need a Chromium; where apt can, it is installed
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || test -n "$$NO_BROWSER" || \
+	  { echo "installing chromium (or set NO_BROWSER=1 to go without)"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
 heroku-cli: $(READY)  ## The vendor's own command line and MCP server against the emulator (450 MB from npm)
 	HEROKU_CLI_TESTS=1 $(BIN)/python -m pytest -q tests/system/test_heroku_cli.py tests/system/test_heroku_vendor.py

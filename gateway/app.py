@@ -26,9 +26,8 @@ from gateway.errors import GatewayError
 from gateway.exchange.exchange import Exchange
 from gateway.fleet.ledger import Budgets
 from gateway.fleet.warmth import Caps
-from gateway.ops import health, logs
-from gateway.ops.admin import Admin
-from gateway.ops.metrics import Metrics
+from gateway.ops import health
+from gateway.oversight import Oversight, Ways
 from gateway.registry.discovery import Discovery
 from gateway.registry.servers import BadServersFile, Change, Registry, ServerDefinition
 from gateway.rendezvous import archive
@@ -43,6 +42,12 @@ from gateway.settings import Settings
 from gateway.store.base import Store
 from gateway.store.memory import MemoryStore
 
+HTTP_PATHS = at("/mcp", "/handles/{handle}/mcp")
+"""Of Streamable HTTP."""
+
+MCP_PATHS = [*HTTP_PATHS, *at("/sse", "/messages")]
+"""Of all MCP endpoints."""
+
 KEEP_ALIVE_S = 95.0
 """The platform's router reuses connections for 90 s; closing earlier races with its requests."""
 
@@ -51,6 +56,12 @@ FLUSH_S = 2.0
 
 LOOPBACK: web.AppKey[Loopback] = web.AppKey("loopback")
 """Performs what other processes carry here; to be served with the application's runner."""
+
+LEAVING: web.AppKey[asyncio.Event] = web.AppKey("leaving")
+"""Set once this process shall drain and end."""
+
+OVERSIGHT: web.AppKey[Oversight] = web.AppKey("oversight")
+"""Hears all that happens."""
 
 RELAYING: web.AppKey[Relaying] = web.AppKey("relaying")
 """Carries requests away; to be drained beside the manager."""
@@ -92,29 +103,17 @@ def build(
         platform: where dynos run; without one there is no way in for operators and webhooks.
     """
     app = web.Application(middlewares=[errors_to_responses])
+    leaving = app[LEAVING] = asyncio.Event()
+    oversight = app[OVERSIGHT] = Oversight(settings, registry, manager)
     loopback = app[LOOPBACK] = Loopback()
-    exchange = None
-    if not manager.store.alone:
-        exchange = Exchange(manager.store, loopback.perform, manager.neighbours.hear)
-        manager.neighbours.tell = exchange.tell
+    exchange = _exchange(manager, loopback)
     catalogues = Catalogues(manager, registry)
+    relaying = app[RELAYING] = Relaying(exchange, message_bytes=DEFAULT_LIMITS.message_bytes)
     hosts = settings.allowed_hosts or None
-    door = Door(registry, KeyRing(settings.keys()), hosts, loopback)
     cors = Cors(hosts)
-    paths = at("/mcp", "/handles/{handle}/mcp")
-    size = DEFAULT_LIMITS.message_bytes
-    legacy = StreamableHttp(manager, catalogues, message_bytes=size)
-    modern = ModernHttp(manager, catalogues, message_bytes=size)
-    relaying = app[RELAYING] = Relaying(exchange, message_bytes=size)
-    app.add_routes(
-        [
-            *Endpoints(door, legacy, modern, relaying.serve).routes(paths),
-            *LegacySse(door, manager, legacy, relaying.serve, message_bytes=size).routes(),
-            *cors.routes([*paths, *at("/sse", "/messages")]),
-            *Rendezvous(manager).routes(),
-            *health.routes(manager),
-        ]
-    )
+    door = Door(registry, KeyRing(settings.keys()), hosts, loopback)
+    app.add_routes([*_for_clients(door, manager, catalogues, relaying), *cors.routes(MCP_PATHS)])
+    app.add_routes([*Rendezvous(manager).routes(), *health.routes(manager)])
     app.on_response_prepare.append(cors.on_prepare)
     app.on_response_prepare.append(relaying.on_prepare)
 
@@ -126,7 +125,14 @@ def build(
     discovery = None
     if platform is not None:
         discovery = _discovery(settings, registry, manager, platform)
-        app.add_routes(_operators(settings, registry, manager, platform, discovery))
+        ways = Ways(
+            relaying.serve,
+            lambda headers: loopback.carried(headers) is not None,
+            catalogues.tools,
+            leaving.set,
+        )
+        app.add_routes(oversight.routes(platform, discovery, ways))
+        app.add_routes(_of_the_platform(manager, platform, discovery))
 
     async def lifetime(_app: web.Application) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
@@ -134,7 +140,7 @@ def build(
             if platform is not None and discovery is not None:
                 await discovery.look()
                 keeping = tasks.create_task(_discover(discovery, platform), name="discovery")
-            async with manager, exchange or contextlib.nullcontext(), catalogues:
+            async with manager, exchange or contextlib.nullcontext(), catalogues, oversight:
                 yield
                 if exchange is not None:
                     await exchange.flush(FLUSH_S)
@@ -145,20 +151,33 @@ def build(
     return app
 
 
-def _operators(
-    settings: Settings,
-    registry: Registry,
-    manager: Manager,
-    platform: Deployment,
-    discovery: Discovery | None,
+def _exchange(manager: Manager, loopback: Loopback) -> Exchange | None:
+    """Return the way to other processes; None where there are none."""
+    if manager.store.alone:
+        return None
+    exchange = Exchange(manager.store, loopback.perform, manager.neighbours.hear)
+    manager.neighbours.tell = exchange.tell
+    return exchange
+
+
+def _for_clients(
+    door: Door, manager: Manager, catalogues: Catalogues, relaying: Relaying
 ) -> list[web.RouteDef]:
-    """Return the ways in for operators, for the platform, and for agents that are to be fetched."""
-    key = settings.admin_key.get_secret_value()
-    admin = Admin(key, manager, registry, discovery, platform.run_line)
-    metrics = Metrics(manager)
-    manager.subscribe(metrics.hear)
-    routes = [*admin.routes(), *metrics.routes(admin.guarded)]
-    routes += Bootstrap(platform.archive).routes()
+    """Return the MCP endpoints."""
+    size, serve = DEFAULT_LIMITS.message_bytes, relaying.serve
+    legacy = StreamableHttp(manager, catalogues, message_bytes=size)
+    modern = ModernHttp(manager, catalogues, message_bytes=size)
+    return [
+        *Endpoints(door, legacy, modern, serve).routes(HTTP_PATHS),
+        *LegacySse(door, manager, legacy, serve, message_bytes=size).routes(),
+    ]
+
+
+def _of_the_platform(
+    manager: Manager, platform: Deployment, discovery: Discovery | None
+) -> list[web.RouteDef]:
+    """Return the ways in for the platform, and for agents that are to be fetched."""
+    routes = Bootstrap(platform.archive).routes()
     if discovery is not None:
         heard, asked = manager.neighbours.heard, discovery.ask
         routes += Hooks(platform.hook_secret, platform.launch_of, heard, asked).routes()
@@ -245,7 +264,7 @@ def manager_for(
         max_sessions_per_key=settings.max_sessions_per_key,
         opens_per_minute=settings.opens_per_minute,
     )
-    return Manager(platform.launcher, registry, terms, logs.log_sink(), store_for(settings))
+    return Manager(platform.launcher, registry, terms, store=store_for(settings))
 
 
 def store_for(settings: Settings) -> Store:
@@ -285,6 +304,7 @@ async def serve(
 
     Raises:
         OSError: the port cannot be opened.
+        MissingExtra: traces are asked for, and cannot be made.
         BadServersFile: a server cannot run here.
     """
     log = structlog.get_logger()
@@ -294,6 +314,8 @@ async def serve(
     platform = platform_for(settings, environment, secret)
     manager = manager_for(settings, registry, platform, secret)
     app = build(settings, registry, manager, platform)
+    app[OVERSIGHT].log()
+    app[OVERSIGHT].trace(environment)
     runner = web.AppRunner(
         app,
         handler_cancellation=True,
@@ -302,7 +324,7 @@ async def serve(
         shutdown_timeout=SHUTDOWN_S,
         access_log=None,
     )
-    stopping = asyncio.Event()
+    stopping = app[LEAVING]
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
 

@@ -11,14 +11,14 @@ _HEADER = "# Made by `make run` for this machine. Not for version control.\n"
 
 
 def ensure_env_file(path: Path = ENV_FILE) -> bool:
-    """Write a file with a fresh API_KEY and GATEWAY_SECRET unless it has both already.
+    """Write a file with a fresh API_KEY, GATEWAY_SECRET and ADMIN_KEY unless it has all of them.
 
     Returns:
         Whether anything was added. The file is readable by its owner only.
     """
     known = path.read_text(encoding="utf-8") if path.exists() else ""
     names = {line.partition("=")[0].strip() for line in known.splitlines()}
-    missing = [name for name in ("API_KEY", "GATEWAY_SECRET") if name not in names]
+    missing = [name for name in ("API_KEY", "GATEWAY_SECRET", "ADMIN_KEY") if name not in names]
     if not missing:
         return False
     lines = [f"{name}={secrets.token_urlsafe(32)}\n" for name in missing]
@@ -47,6 +47,7 @@ def greeting(base_url: str, key: str, servers: list[str]) -> str:
   MCP URL   {url}
   API key   {key}   (kept in {ENV_FILE})
   servers   {", ".join(servers)}, each at {base_url}/servers/NAME/mcp
+  console   {base_url}/console   (log in with the ADMIN_KEY in {ENV_FILE})
 
   Paste into your client's MCP configuration (Claude Code, Cursor, VS Code: `servers`):
 

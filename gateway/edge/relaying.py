@@ -260,7 +260,7 @@ class Relaying:
 
     async def _read(self, keeping: Keeping, request: web.Request, caller: Guest) -> bytes:
         """Return the body; few large ones of a principal are read at the same time."""
-        if request.method != "POST":
+        if request.method != "POST" or not request.body_exists:
             return b""
         large = intake.is_large(request) and keeping.body is None
         async with self._large[caller.principal] if large else contextlib.nullcontext():

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
-import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 from websockets.exceptions import InvalidStatus
 
-import gateway
 from dyno_agent.link import CloseCode
-from gateway import events, operators
+from gateway import events
 from gateway.launchers.base import Dyno, LaunchError
 from gateway.launchers.heroku.formation import Process
 from gateway.sessions import pool
@@ -65,7 +59,6 @@ if TYPE_CHECKING:
     from gateway.sessions.terms import Terms
 
 ADMIN = "an-operators-key-of-32-characters"
-ROOT = Path(str(gateway.__file__)).parents[1]
 
 READ = ["/admin/v1/ledger", "/admin/v1/pool", "/admin/v1/queue", "/admin/v1/servers", "/metrics"]
 WRITE = ["/admin/v1/servers/refresh", "/admin/v1/bootstrap"]
@@ -101,6 +94,8 @@ async def asks(
     house: House, path: str, method: str = "GET", key: str | None = ADMIN, **more: Any
 ) -> tuple[int, Any, Mapping[str, str]]:
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    if "data" in more:
+        headers["Content-Type"] = "application/json"
     url = f"{house.origin}{path}"
     async with house.http.request(method, url, headers=headers, **more) as response:
         plain = response.content_type != "application/json"
@@ -271,7 +266,7 @@ async def test_servers_tell_no_environment() -> None:
 
 
 async def test_refresh_says_when_the_apps_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.ops.admin.REFRESH_S", 0.02)
+    monkeypatch.setattr("gateway.ops.admin.estate.REFRESH_S", 0.02)
     apps = Apps()
     async with administered(apps=apps) as (house, _):
         await eventually(lambda: apps.looks == 2)
@@ -454,79 +449,6 @@ async def test_bootstrap_is_read_to_its_end_however_it_comes() -> None:
     async with administered() as (house, _):
         status, document, _ = await asks(house, "/admin/v1/bootstrap", "POST", data=parts())
         assert (status, document["server"]) == (200, "patient")
-
-
-# The command line
-
-
-async def bootstrap(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
-    kept = {name: os.environ[name] for name in ("PATH",) if name in os.environ}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "gateway",
-        "bootstrap",
-        *arguments,
-        cwd=ROOT,
-        env={**kept, "TERM": "dumb", "COLUMNS": "200", **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(3 * BOUND):
-        out, err = await process.communicate()
-    return process.returncode, out.decode(), err.decode()
-
-
-async def test_command_line_prints_the_line() -> None:
-    async with administered() as (house, _):
-        status, out, err = await bootstrap("patient", GATEWAY_URL=house.origin, ADMIN_KEY=ADMIN)
-        (invitation,) = list(house.manager.pool)
-        assert (status, err) == (0, "")
-        assert out.startswith(f"run patient {invitation.launch_id} RENDEZVOUS_URL=")
-        assert len(out.splitlines()) == 1
-
-
-@pytest.mark.timeout(60)
-async def test_command_line_says_what_is_wrong() -> None:
-    wrong = "another-key-of-an-operator-of-no-use"
-    async with administered() as (house, _):
-        at = {"GATEWAY_URL": house.origin, "ADMIN_KEY": ADMIN}
-        for arguments, environment, words in (
-            (("nobody",), at, "there are: patient"),
-            (("patient",), {**at, "ADMIN_KEY": wrong}, "ADMIN_KEY"),
-            (("patient",), {**at, "GATEWAY_URL": "http://127.0.0.1:9"}, "no answer from"),
-        ):
-            status, out, err = await bootstrap(*arguments, **environment)
-            assert (status, out) == (1, "")
-            assert words in err
-            assert "Traceback" not in err
-            assert ADMIN not in err
-            assert wrong not in err
-
-
-async def test_command_line_wants_to_know_the_gateway() -> None:
-    status, out, err = await bootstrap("patient", ADMIN_KEY=ADMIN)
-    assert status == 2
-    assert "--url" in err
-    assert ADMIN not in out + err
-
-
-@pytest.mark.parametrize(
-    "answer",
-    ["{}", '{"command": 1}', "[]", "null", "not json", '{"command": null}', '{"error": "no"}'],
-)
-async def test_what_answers_and_is_no_gateway_is_named(answer: str) -> None:
-    async def stranger(_request: web.Request) -> web.Response:
-        return web.Response(text=answer, content_type="application/json")
-
-    app = web.Application()
-    app.router.add_post("/admin/v1/bootstrap", stranger)
-    async with TestServer(app) as server:
-        url = str(server.make_url("/"))
-        with pytest.raises(operators.Unanswered) as said:
-            await operators.bootstrap(url, ADMIN, "patient")
-    assert url in str(said.value)
-    assert ADMIN not in str(said.value)
 
 
 # Secrets

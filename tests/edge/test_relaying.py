@@ -566,9 +566,15 @@ async def test_lone_process_keeps_no_bodies() -> None:
         assert got is request
         return web.Response(text="direct")
 
-    response = await relaying.serve(handler, request, None)  # type: ignore[arg-type]
+    response = await relaying.serve(handler, request, Nobody())  # type: ignore[arg-type]
     assert isinstance(response, web.Response)
     assert response.text == "direct"
+
+
+class Nobody:
+    """A guest of no name."""
+
+    principal = ""
 
 
 class _Unwritable:

@@ -108,7 +108,7 @@ class House:
             self.patience.append(patience_s)
             patience.begin(patience_s)
         caller = Caller(principal, cast("ServerDefinition", None))
-        handler: Handler = self.handle
+        handler: Handler[Caller] = self.handle
         return await self.relaying.serve(handler, request, caller)
 
     # What a session does

@@ -34,8 +34,8 @@ import psutil
 from aiohttp import web
 from msgspec.structs import replace
 
-from gateway.__main__ import _loop_factory
 from gateway.app import KEEP_ALIVE_S, SHUTDOWN_S, build
+from gateway.cli.serving import loop_factory
 from gateway.launchers.base import Dyno, LaunchError, LaunchOrder
 from gateway.ops import logs
 from gateway.registry.servers import Registry, ServerDefinition
@@ -200,7 +200,7 @@ async def serve(control: socket.socket, max_sessions: int) -> None:
 def main() -> None:
     descriptor, max_sessions = (int(word) for word in sys.argv[1:])
     logs.configure("info", "logfmt")
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(socket.socket(fileno=descriptor), max_sessions))
 
 

@@ -459,13 +459,23 @@ class Recorder:
             await self._absorb()
             await self._refresh(FRESH_S)
 
-    async def told(self, session: str, after: int, most_bytes: int) -> Told:
-        """Return lines of a session's story; see `Store.told`. What was heard here is among them.
+    async def told(
+        self, session: str, after: int, most_bytes: int, *, settled: bool = True
+    ) -> Told:
+        """Return lines of a session's story; see `Store.told`.
+
+        Args:
+            session: its name.
+            after: see `Store.told`.
+            most_bytes: likewise.
+            settled: all that was heard here until now is to be among them. Who follows has no
+                need of that, and would have each line told by itself.
 
         Raises:
             StoreAway: nobody can know.
         """
-        await self._settle()
+        if settled:
+            await self._settle()
         return await self._store.told(session, after, most_bytes)
 
     def following(self, session: str) -> AbstractContextManager[asyncio.Event]:

@@ -74,7 +74,9 @@ class Records:
     async def summary(self, session: str) -> Summary | None:
         return self.known.get(session)
 
-    async def told(self, session: str, after: int, most_bytes: int) -> Told:
+    async def told(
+        self, session: str, after: int, most_bytes: int, *, settled: bool = True
+    ) -> Told:
         if self.away:
             raise StoreAway("away")
         lines, gone = self.lines[session], self.gone[session]

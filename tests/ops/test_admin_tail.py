@@ -110,8 +110,10 @@ async def test_last_line_is_told_however_late_it_comes(
 ) -> None:
     tell = at.records.told
 
-    async def told_before_the_end(session: str, after: int, most_bytes: int) -> Told:
-        found = await tell(session, after, most_bytes)
+    async def told_before_the_end(
+        session: str, after: int, most_bytes: int, *, settled: bool
+    ) -> Told:
+        found = await tell(session, after, most_bytes, settled=settled)
         if not at.records.lines[session]:
             at.records.tell(session, "closed")
             at.records.close(session)

@@ -176,6 +176,14 @@ async def test_news_of_many_sessions_is_told_in_one_step(house: House) -> None:
     assert all(len(passage.lines) == 2 for passage in house.store.tells[0])
 
 
+async def test_reader_who_follows_does_not_make_every_line_a_step_of_its_own(house: House) -> None:
+    assert isinstance(house.store, WatchedStore)
+    house.hear(requested(), stderr("one"))
+    told = await house.recorder.told("s1", 0, 1000, settled=False)
+    assert (told.lines, house.store.tells) == ([], [])
+    assert await house.said() == ["requested", "stderr"]
+
+
 async def test_nothing_is_told_twice(house: House) -> None:
     house.hear(requested(), stderr("one"))
     await house.recorder.flush()

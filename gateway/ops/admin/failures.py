@@ -21,7 +21,7 @@ HINTS: Final = {
     "boot_timeout": "The agent did not dial in time. See whether the dyno reached the gateway's "
     "URL (GATEWAY_URL) at all, and whether the server needs a longer boot_timeout.",
     "boot_failed": "The launcher got no dyno: the detail says what the platform answered. "
-    "`dyno-gateway doctor` checks key, apps and sizes.",
+    "`gateway doctor` checks key, apps and sizes.",
     "no_room": "As many dynos ran as may: see /queue. Raise MAX_SESSIONS or the platform's limit, "
     "or shorten idle_timeout.",
     "link_lost": "The agent was away for longer than LINK_GRACE_S: its dyno died or lost its "
@@ -84,7 +84,7 @@ HINTS: Final = {
     "store_unavailable": "The engine did not answer: see its memory, its connections and its log.",
     "session_lost": "The session ended while the call ran: its own end says why.",
     "launch_failed": "The launcher got no dyno: the detail says what the platform answered. "
-    "`dyno-gateway doctor` checks key, apps and sizes.",
+    "`gateway doctor` checks key, apps and sizes.",
     "start_timeout": "The child did not start in time: see how far the boot came in the story, "
     "and raise boot_timeout if it is just slow.",
     "child_not_started": "The agent could not start the server's command: see whether it is in "

@@ -119,12 +119,16 @@ class Follower:
 async def _follow(desk: Desk, call: Call, follower: Follower, after: int) -> None:
     session = call.path["session"]
     with desk.recorder.following(session) as news:
+        settled = True
         while True:
             news.clear()
             try:
                 # In this order: what is closed before it is read has no line to come.
                 ending = await _ending(desk, call)
-                told = await desk.recorder.told(session, after, CHUNK_BYTES)
+                told = await desk.recorder.told(
+                    session, after, CHUNK_BYTES, settled=settled or bool(ending)
+                )
+                settled = False  # what comes from now on is news
             except StoreAway:
                 told, ending = None, b""
             if told is not None and told.lines:

@@ -74,8 +74,9 @@ class Oversight:
         self._traces: Traces | None = None
         self._tasks = asyncio.TaskGroup()
         self._loops: list[asyncio.Task[None]] = []
-        for sink in (self._recorder.hear, self._metrics.hear):
-            manager.subscribe(sink)
+        if settings.admin_key.get_secret_value():  # else nobody could ask for what they heard
+            manager.subscribe(self._recorder.hear)
+            manager.subscribe(self._metrics.hear)
 
     def log(self) -> None:
         """Write what happens to the log of this process."""

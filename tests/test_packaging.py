@@ -33,7 +33,9 @@ def test_wheel_holds_the_four_packages_and_the_command(tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"gateway", "dyno_agent", "clients", "mcp_servers"}
     assert dyno_agent.__version__ in wheel.name
-    assert "dyno-gateway = gateway.__main__:main" in commands
+    assert {"gateway/ops/console/static/index.html", "gateway/store/engine.lua"} <= set(names)
+    for command in ("dyno-gateway", "gateway"):
+        assert f"{command} = gateway.__main__:main" in commands.splitlines()
 
 
 async def test_agent_starts_with_nothing_but_websockets(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Site:
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         async with (
             aiohttp.ClientSession(headers=headers, timeout=timeout, raise_for_status=True) as http,
-            http.request("GET" if body is None else "POST", url, json=body) as response,
+            http.request("GET" if body is None else "POST", url, json=body or None) as response,
         ):
             return await response.json()
 

@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-# Two more than cores: many tests wait.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))')
+# Four more than cores: many tests wait.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(4 + (os.cpu_count() or 1))')
 # Hundreds of interpreters are started by the tests: each would compile the same files.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku proof-scale proof-console browser heroku-cli conformance soak lint format clean
+.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku proof-scale proof-console browser tests heroku-cli conformance soak lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,10 @@ run-heroku-emulated: $(READY)  ## The Heroku path without an account: an emulate
 demo: $(READY)  ## Run the seeds' request through the whole path and show the session's story
 	$(BIN)/python scripts/demo.py
 
-test: lint browser  ## Everything: lint, then all tests, against real clients and servers
+test: $(READY) browser  ## Everything: lint and all tests, against real clients and servers
+	@$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: $(READY)
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 check: lint  ## Seconds: lint, and the tests of the pure parts

@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import pkgutil
 from collections.abc import Generator
-from itertools import groupby
+from itertools import chain, groupby
 
 import pytest
 from coverage import Coverage
@@ -71,6 +71,8 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put those first that may take longest, so that no worker is left with one at the end.
 
+    Tests of processes wait most of their time, and all others compute: they are dealt out evenly.
+
     A module goes to a worker as a whole (`--dist loadfile`), for the fixtures that its tests share:
     a gateway, what it has learned, conversations. Lines are not counted in tests of processes:
     those of the processes are, if a test is `measured`, and the others count what is behind.
@@ -80,11 +82,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         markers = [item.get_closest_marker("timeout") for item in module]
         return max(USUAL_S if marker is None else float(marker.args[0]) for marker in markers)
 
-    def place(module: list[pytest.Item]) -> tuple[bool, float, int]:
-        return module[0].path.parent.name in OF_PROCESSES, limit_s(module), len(module)
+    def dealt(modules: list[list[pytest.Item]]) -> list[tuple[float, list[pytest.Item]]]:
+        longest = sorted(modules, key=lambda each: (limit_s(each), len(each)), reverse=True)
+        return [(number / len(longest), module) for number, module in enumerate(longest)]
 
-    for item in items:
-        if item.path.parent.name in OF_PROCESSES:
-            item.add_marker(pytest.mark.no_cover)
-    modules = [list(module) for _, module in groupby(items, key=lambda item: item.path)]
-    items[:] = [item for module in sorted(modules, key=place, reverse=True) for item in module]
+    waiting, computing = list[list[pytest.Item]](), list[list[pytest.Item]]()
+    for path, module in groupby(items, key=lambda item: item.path):
+        (waiting if path.parent.name in OF_PROCESSES else computing).append(list(module))
+    for item in chain.from_iterable(waiting):
+        item.add_marker(pytest.mark.no_cover)
+    order = sorted([*dealt(waiting), *dealt(computing)], key=lambda each: each[0])
+    items[:] = [item for _, module in order for item in module]

@@ -154,6 +154,7 @@ async def test_flood_without_any_stream_passes_and_its_drops_are_counted(
         counter, memory = Counter(tmp_path), Memory(gateway)
         await talk.call(1, "flood", **flood(counter, answer_first=True))
         await gateway.until(lambda: counter.value == FLOOD, "the flood passes", within=BOUND)
+        await gateway.until(lambda: passed(talk) == FLOOD, "the gateway has it", within=BOUND)
         assert (await talk.call(2, "state"))["id"] == 2
         await talk.call(3, "announce", count=1)
         await talk.call(4, "state")
@@ -174,6 +175,11 @@ async def kept(stream: Stream) -> list[int]:
     while (event := (await stream.take(1))[0]).message["params"].get("padding"):
         found.append(event.message["params"]["number"])
     return found
+
+
+def passed(talk: Talk) -> int:
+    """How many messages the child has sent beside answers."""
+    return talk.gateway.log().count('"to": "client"')
 
 
 def closed(talk: Talk) -> list[dict[str, Any]]:

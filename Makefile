@@ -30,7 +30,8 @@ run-heroku-emulated: $(READY)  ## The Heroku path without an account: an emulate
 demo: $(READY)  ## Run the seeds' request through the whole path and show the session's story
 	$(BIN)/python scripts/demo.py
 
-test: $(READY) browser  ## Everything: lint and all tests, against real clients and servers
+test:  ## Everything: lint and all tests, against real clients and servers
+	@$(MAKE) --no-print-directory --jobs=2 $(READY) browser
 	@$(MAKE) --no-print-directory --jobs=2 lint tests
 
 tests: $(READY)

@@ -2,16 +2,16 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
 from gateway.deployment import Deployment
 from gateway.ops import logs, traces
 from gateway.ops.admin.api import Admin
-from gateway.ops.admin.desk import Desk
+from gateway.ops.admin.desk import Desk, Tools
 from gateway.ops.admin.guard import Gate, Guard
 from gateway.ops.admin.standing import Standing
 from gateway.ops.console import Console
@@ -20,7 +20,7 @@ from gateway.ops.metrics import Metrics
 from gateway.ops.recorder import Recorder
 from gateway.ops.story import Summary
 from gateway.registry.discovery import Discovery
-from gateway.registry.servers import Registry, ServerDefinition
+from gateway.registry.servers import Registry
 from gateway.sessions.manager import Manager
 from gateway.settings import Settings
 from gateway.store.base import Keep
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 MOST_STORIES = 4000
 """Stories that are kept, beside the bytes that they may have: each is a row of the list."""
-
-Tools = Callable[[ServerDefinition], Sequence[Mapping[str, Any]] | None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import typer
 
 from gateway.cli import access, output
 from gateway.cli.failing import INTERRUPTED, REFUSED, Failed, Misused, Unconfigured
+from gateway.ops.admin.shapes import Level, Order, Stage
 
 if TYPE_CHECKING:
     from gateway.cli.asking import Operators
@@ -45,19 +46,7 @@ EnvFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 SessionId = Annotated[str, typer.Argument(help="Id of the session, such as s-0123456789ab.")]
 
-State = Literal[
-    "requested",
-    "queued",
-    "launching",
-    "dialled_in",
-    "ready",
-    "idle",
-    "parted",
-    "closing",
-    "closed",
-]
-Sort = Literal["newest", "idle", "calls", "errors", "cost", "age"]
-Level = Literal["debug", "info", "warning", "error", "default"]
+LogLevel = Literal[Level, "default"]
 
 
 @contextmanager
@@ -120,7 +109,7 @@ def quickstart(context: typer.Context) -> None:
 @program.command(short_help="List the sessions, or watch them.")
 def sessions(  # noqa: PLR0913 - its options
     *,
-    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[Stage | None, typer.Option(help="Only those in this state.")] = None,
     server: Annotated[str | None, typer.Option(help="Only those of this server.")] = None,
     principal: Annotated[str | None, typer.Option(help="Only those of this principal.")] = None,
     text: Annotated[
@@ -130,7 +119,7 @@ def sessions(  # noqa: PLR0913 - its options
         ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Those that have ended too.")] = False,
-    sort: Annotated[Sort, typer.Option(help="Which come first.")] = "newest",
+    sort: Annotated[Order, typer.Option(help="Which come first.")] = "newest",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Look again every 2 s, until Ctrl-C.")
@@ -254,7 +243,7 @@ def servers(
     name: Annotated[str | None, typer.Argument(help="One of them, with its tools.")] = None,
     *,
     log_level: Annotated[
-        Level | None,
+        LogLevel | None,
         typer.Option(help="Log this much of it from now on, at all gateways, until it is changed."),
     ] = None,
     as_json: Json = False,

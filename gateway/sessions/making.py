@@ -14,7 +14,6 @@ from gateway.sessions.owned import OwnedSession
 from gateway.sessions.record import SessionRecord
 from gateway.sessions.seals import Seals
 from gateway.sessions.shared import SharedSession
-from gateway.sessions.witness import Witness
 
 if TYPE_CHECKING:
     from gateway.sessions.streams import Outbox
@@ -68,7 +67,7 @@ class Maker:
         session: SharedSession[Outbox] = SharedSession(
             record, link, self._emit, server.call_timeout, self._seals
         )
-        session.witness = Witness(record, self._emit, self.tracing)
+        session.witness.tracing = self.tracing
         return SharedLive(session, lease, self._emit)
 
     def owned(
@@ -78,7 +77,7 @@ class Maker:
         session_id = session_id or SessionKeys.public_id(fingerprint)
         record, link, lease = self._facts(fingerprint, server, principal, session_id)
         session: OwnedSession[Outbox] = OwnedSession(record, link, self._emit, server.call_timeout)
-        session.witness = Witness(record, self._emit, self.tracing)
+        session.witness.tracing = self.tracing
         return OwnedLive(session, lease, self._emit)
 
     def _facts(

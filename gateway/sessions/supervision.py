@@ -47,9 +47,5 @@ class Supervision:
             dyno_id: the launcher's name of it; empty if nobody has said.
             app: in which it runs, where there are apps.
         """
-        self._tasks.create_task(
-            self._stop(launch_id, dyno_id or None, app), name=f"stop {launch_id}"
-        )
-
-    async def _stop(self, launch_id: str, dyno_id: str | None, app: str | None) -> None:
-        await self._fleet.stop(launch_id, dyno_id, app)
+        stopping = self._fleet.stop(launch_id, dyno_id or None, app)
+        self._tasks.create_task(stopping, name=f"stop {launch_id}")

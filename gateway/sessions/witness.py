@@ -32,6 +32,7 @@ class Witness:
         tracing: traces calls; None if nobody wants that.
 
     Attributes:
+        tracing: likewise.
         revision: that all clients speak; empty if nobody has said.
     """
 
@@ -41,7 +42,7 @@ class Witness:
         self.revision = ""
         self._record = record
         self._emit = emit
-        self._tracing = tracing
+        self.tracing = tracing
         self._begun: CallBegun | None = None  # of the request that is being taken
         self._keeps = record.server.record == "payloads"
 
@@ -56,7 +57,7 @@ class Witness:
             most_bytes: largest message; what would be larger carries none.
         """
         self._begun = None
-        if self._tracing is None:
+        if self.tracing is None:
             return line
         seed = digest(f"{self._record.session_id}\n".encode() + line)
         begun = CallBegun(
@@ -70,7 +71,7 @@ class Witness:
             meta=meta_texts(line, CARRIED, MAX_CONTEXT),
             seed=seed,
         )
-        context = self._tracing.context(begun)
+        context = self.tracing.context(begun)
         if not context:
             return line
         traced = with_meta(line, context)
@@ -82,8 +83,8 @@ class Witness:
     def asked(self, call: Call[Any], line: bytes) -> None:
         """The request that `carrying` was asked for goes to the child."""
         begun, self._begun = self._begun, None
-        if self._tracing is not None and begun is not None and call.trace:
-            self._tracing.begin(begun)
+        if self.tracing is not None and begun is not None and call.trace:
+            self.tracing.begin(begun)
         self._tell("child", "request", call.method, call.tool, call.client_id, line)
 
     def passed(self, to: str, envelope: Envelope, raw: bytes) -> None:

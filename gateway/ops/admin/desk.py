@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
@@ -13,6 +13,7 @@ from gateway.registry.servers import Registry, ServerDefinition
 
 if TYPE_CHECKING:
     from gateway.ops.admin.standing import Standing
+    from gateway.ops.levels import Levels
     from gateway.ops.recorder import Recorder
     from gateway.ops.story import Summary
     from gateway.registry.discovery import Discovery
@@ -27,22 +28,6 @@ Tools = Callable[[ServerDefinition], Sequence[Mapping[str, Any]] | None]
 
 CARRIED = "another gateway process"
 """Where carried requests come from: addresses are not told to the engine."""
-
-
-class Levels(Protocol):
-    """What is logged of which server."""
-
-    def get(self, server: str) -> str | None:
-        """Return the least level; None if it is that of the deployment."""
-        ...
-
-    async def set(self, server: str, level: str | None) -> None:
-        """Let all gateway processes log from this level on, within seconds.
-
-        Raises:
-            StoreAway: they may not.
-        """
-        ...
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from gateway.ops.admin.shapes import (
 )
 from gateway.ops.admin.standing import CLOSED
 from gateway.ops.inertness import inert
+from gateway.ops.story import cut
 from gateway.registry.servers import ServerDefinition
 
 REFRESH_S = 20.0
@@ -165,10 +166,7 @@ def _facts(desk: Desk, definition: ServerDefinition, live: dict[str, int]) -> di
 
 def _text(said: object) -> str:
     """Return what a child says, inert and not too long."""
-    if not isinstance(said, str):
-        return ""
-    cut = f"… ({len(said) - MOST_CHARACTERS} more)" if len(said) > MOST_CHARACTERS else ""
-    return inert(said[:MOST_CHARACTERS]) + cut
+    return inert(cut(said, MOST_CHARACTERS)) if isinstance(said, str) else ""
 
 
 # Dynos

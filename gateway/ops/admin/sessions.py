@@ -276,7 +276,7 @@ async def story(desk: Desk, call: Call) -> web.StreamResponse:
     wanted, lines, size, more = query.q.casefold(), list[bytes](), 0, True
     while more and size < STORY_BYTES:
         told = await desk.recorder.told(summary.session, after, PAGE_BYTES)
-        for line in numbered(told, after):
+        for _, line in numbered(told, after):
             if not wanted or wanted in line.decode().casefold():
                 lines.append(line)
                 size += len(line) + 1
@@ -289,8 +289,8 @@ async def story(desk: Desk, call: Call) -> web.StreamResponse:
     return web.Response(body=body, content_type=LINES, headers=headers)
 
 
-def numbered(told: Told, after: int) -> list[bytes]:
-    """Return lines with their numbers, and one that says so where some are kept no more."""
+def numbered(told: Told, after: int) -> list[tuple[int, bytes]]:
+    """Return numbers, and lines that have them; one says so where some are kept no more."""
     if not told.lines:
         return []
     lines = list(starmap(_numbered, enumerate(told.lines, told.first)))
@@ -310,5 +310,5 @@ class _Line(msgspec.Struct):
     at: float = 0.0
 
 
-def _numbered(number: int, line: bytes) -> bytes:
-    return b'{"n":%d,' % number + line[1:]
+def _numbered(number: int, line: bytes) -> tuple[int, bytes]:
+    return number, b'{"n":%d,' % number + line[1:]

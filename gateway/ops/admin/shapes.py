@@ -13,8 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 LONGEST = 200
 """Characters of whatever a query looks for, and sessions on a page."""
 
-State = Literal[
-    "unknown",
+Stage = Literal[
     "requested",
     "queued",
     "launching",
@@ -25,6 +24,7 @@ State = Literal[
     "closing",
     "closed",
 ]
+State = Literal["unknown", Stage]
 Order = Literal["newest", "idle", "calls", "errors", "cost", "age"]
 Level = Literal["debug", "info", "warning", "error"]
 

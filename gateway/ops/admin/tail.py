@@ -162,13 +162,5 @@ def _event(name: str, data: dict[str, str]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data))
 
 
-class _Numbered(msgspec.Struct):
-    n: int
-
-
-def _events(lines: list[bytes]) -> bytes:
-    return b"".join(b"id: %d\ndata: %b\n\n" % (_number(line), line) for line in lines)
-
-
-def _number(line: bytes) -> int:
-    return msgspec.json.decode(line, type=_Numbered).n
+def _events(lines: list[tuple[int, bytes]]) -> bytes:
+    return b"".join(b"id: %d\ndata: %b\n\n" % numbered for numbered in lines)

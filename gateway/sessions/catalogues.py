@@ -8,14 +8,12 @@ import asyncio
 import contextlib
 import functools
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Self
 
-import msgspec
-from msgspec import UNSET, Raw
+from msgspec import Raw
 
 from dyno_agent.link import Face
 from gateway import events
@@ -31,14 +29,13 @@ from gateway.errors import (
     UnsupportedRevision,
 )
 from gateway.fleet.ledger import GATEWAY
-from gateway.jsonrpc import error_of, notification, peek, request
 from gateway.patience import patience
 from gateway.registry.servers import Change, Registry, ServerDefinition
-from gateway.sessions.live import Live, OwnedLive, SharedLive
+from gateway.sessions.live import OwnedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason
 from gateway.sessions.shelf import Learned, Shelf
-from gateway.sessions.streams import Item, Outbox
+from gateway.sessions.visit import Refused, Visit, begin
 from gateway.store.base import StoreAway
 
 PRINCIPAL: Final = GATEWAY
@@ -59,7 +56,8 @@ AT_ONCE = 2
 NEWS_S = 1.0
 """How often the store is asked what other processes have learned."""
 
-CLIENT: Final = {"name": "rendezvous gateway", "version": "1"}
+CLIENT: Final = "rendezvous gateway"
+"""What a run calls itself as a client."""
 
 _ERAS: Final[Mapping[str, tuple[Era, ...]]] = {
     "auto": ("modern", "legacy"),
@@ -67,13 +65,6 @@ _ERAS: Final[Mapping[str, tuple[Era, ...]]] = {
     "legacy": ("legacy",),
     "dual": ("modern", "legacy"),
 }
-
-
-class _Supported(msgspec.Struct):
-    supportedVersions: list[str] = []  # noqa: N815 - the specification's spelling
-
-
-_SUPPORTED = msgspec.json.Decoder(_Supported)
 
 
 class _Outcome(Enum):
@@ -85,10 +76,6 @@ class _Outcome(Enum):
     REFUSED = "refused"
     BUSY = "busy"
     FAILED = "failed"
-
-
-class _Refused(Exception):
-    """The child does not speak this era."""
 
 
 @dataclass(slots=True)
@@ -363,16 +350,15 @@ class Catalogues:
     async def _learn(self, server: ServerDefinition, era: Era, face: Face) -> "Chapter | _Outcome":
         known, outcome = self._known[server.name], _Outcome.FAILED
         try:
-            run = await self._begin(server, era)
+            visit = await begin(self._manager, server, era, PRINCIPAL, CLIENT)
         except GatewayError as error:
             known.why = error.message
             return outcome
-        session_id = run.live.record.session_id
         try:
-            self._manager.launch(run.live, face)
-            async with asyncio.timeout(run.live.lease.boot_s + ANSWER_S):
-                chapter = await run.chapter()
-        except _Refused as error:
+            visit.launch(face)
+            async with asyncio.timeout(visit.live.lease.boot_s + ANSWER_S):
+                chapter = await _chapter(visit, era)
+        except Refused as error:
             why, outcome = str(error), _Outcome.REFUSED
         except ChildExited as error:  # some leave when they do not understand
             why, outcome = error.message, _Outcome.REFUSED
@@ -385,29 +371,17 @@ class Catalogues:
         else:
             self._manager.emit(
                 events.Learned(
-                    session=session_id, server=server.name, era=era, lists=len(chapter.lists)
+                    session=visit.session_id, server=server.name, era=era, lists=len(chapter.lists)
                 )
             )
             return chapter
         finally:
-            self._manager.end(run.live, Reason.ANSWERED, SessionEnded("the look is over"))
+            visit.end(Reason.ANSWERED, SessionEnded("the look is over"))
         known.why = why
         self._manager.emit(
-            events.NotLearned(session=session_id, server=server.name, era=era, why=why)
+            events.NotLearned(session=visit.session_id, server=server.name, era=era, why=why)
         )
         return outcome
-
-    async def _begin(self, server: ServerDefinition, era: Era) -> "_Run":
-        """Open the session of a run. It is tied to this process, which is its client."""
-        if era == "legacy":
-            _, owned = self._manager.open(server, PRINCIPAL, CLIENT["name"])
-            owned.tied = True
-            await self._manager.publish(owned)
-            return _LegacyRun(owned)
-        shared = await self._manager.share_anew(server, PRINCIPAL, CLIENT["name"])
-        shared.tied = True
-        self._manager.ownership.changed(shared)
-        return _ModernRun(shared)
 
 
 def _empty(server: ServerDefinition) -> _Known:
@@ -415,102 +389,28 @@ def _empty(server: ServerDefinition) -> _Known:
     return _Known({}, spoken)
 
 
-class _Run(ABC):
-    """One throw-away run, from the side of its client."""
+async def _chapter(visit: Visit, era: Era) -> Chapter:
+    """Ask for everything that a chapter holds; a list that cannot be had is left to children.
 
-    era: Era
-
-    def __init__(self, live: Live) -> None:
-        self.live = live
-        self._asked = 0
-
-    async def chapter(self) -> Chapter:
-        """Ask for everything that a chapter holds; a list that cannot be had is left to children.
-
-        Raises:
-            _Refused: the child does not speak this era.
-            GatewayError: it could not be asked.
-        """
-        opening = await self._open()
-        chapter = Chapter(self.era, opening, {}, time.monotonic())
-        for method in wanted(opening):
-            with contextlib.suppress(_Refused, Unlearnable):
-                lists = {**chapter.lists, method: await self._list(method)}
-                chapter = Chapter(self.era, opening, lists, chapter.learned)
-        return chapter
-
-    async def _list(self, method: str) -> Raw:
-        pages = Pages(method)
-        cursor = pages.add(await self._ask(method, {}))
-        while cursor is not None:
-            cursor = pages.add(await self._ask(method, {"cursor": cursor}))
-        return pages.merged()
-
-    @abstractmethod
-    async def _open(self) -> Raw:
-        """Return what the child says of itself."""
-
-    @abstractmethod
-    def _send(self, method: str, params: dict[str, object], outbox: Outbox) -> None:
-        """Send a request whose answer comes to `outbox`."""
-
-    async def _ask(self, method: str, params: dict[str, object]) -> Raw:
-        self._asked += 1
-        if self.live.record.over:
-            raise SessionEnded("the throw-away run was ended")
-        outbox = self.live.open_outbox(f"i{self._asked}")
-        try:
-            self._send(method, params, outbox)
-            self.live.wake()
-            while (item := await outbox.head()) is not None:
-                with self.live.delivering(outbox.take()):
-                    pass
-                if item.last:
-                    return _result(item, method)
-        finally:
-            self.live.drop_outbox(outbox)
-        raise SessionEnded("the throw-away run was ended")
+    Raises:
+        Refused: the child does not speak this era.
+        GatewayError: it could not be asked.
+    """
+    opening = await visit.introduce()
+    chapter = Chapter(era, opening, {}, time.monotonic())
+    for method in wanted(opening):
+        with contextlib.suppress(Refused, Unlearnable):
+            lists = {**chapter.lists, method: await _list(visit, method)}
+            chapter = Chapter(era, opening, lists, chapter.learned)
+    return chapter
 
 
-class _LegacyRun(_Run):
-    era = "legacy"
-    live: OwnedLive
-
-    async def _open(self) -> Raw:
-        params: dict[str, object] = {
-            "protocolVersion": HANDSHAKE[0],
-            "capabilities": {},
-            "clientInfo": CLIENT,
-        }
-        opening = await self._ask("initialize", params)
-        raw = notification("notifications/initialized")
-        self.live.session.notify(peek(raw), raw, time.monotonic())
-        return opening
-
-    def _send(self, method: str, params: dict[str, object], outbox: Outbox) -> None:
-        raw = request(self._asked, method, params)
-        self.live.request(peek(raw), raw, outbox, time.monotonic())
-
-
-class _ModernRun(_Run):
-    era = "modern"
-    live: SharedLive
-
-    async def _open(self) -> Raw:
-        opening = await self._ask("server/discover", {})
-        if not _names_modern(opening):
-            raise _Refused(f"server/discover does not name {modern.REVISION}")
-        return opening
-
-    def _send(self, method: str, params: dict[str, object], outbox: Outbox) -> None:
-        meta = {
-            modern.REVISION_KEY: modern.REVISION,
-            modern.CAPABILITIES_KEY: {},
-            modern.CLIENT_KEY: CLIENT,
-        }
-        raw = request(self._asked, method, {**params, "_meta": meta})
-        asked = modern.read(peek(raw))
-        self.live.session.request(asked, len(raw), outbox, time.monotonic(), None)
+async def _list(visit: Visit, method: str) -> Raw:
+    pages = Pages(method)
+    cursor = pages.add(await visit.ask(method, {}))
+    while cursor is not None:
+        cursor = pages.add(await visit.ask(method, {"cursor": cursor}))
+    return pages.merged()
 
 
 def _same(before: Mapping[Era, Chapter], after: Mapping[Era, Chapter]) -> bool:
@@ -518,20 +418,3 @@ def _same(before: Mapping[Era, Chapter], after: Mapping[Era, Chapter]) -> bool:
     if before.keys() != after.keys():
         return False
     return not any(before[era].changed(chapter) for era, chapter in after.items())
-
-
-def _names_modern(opening: Raw) -> bool:
-    try:
-        return modern.REVISION in _SUPPORTED.decode(opening).supportedVersions
-    except (msgspec.DecodeError, RecursionError):
-        return False
-
-
-def _result(item: Item, method: str) -> Raw:
-    if item.error is not None:
-        raise item.error
-    envelope = peek(item.raw)
-    if envelope.result is UNSET:
-        code, message = error_of(envelope)
-        raise _Refused(f"{method}: {message[:200]} ({code})")
-    return envelope.result

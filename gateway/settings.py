@@ -131,6 +131,22 @@ class Settings(BaseSettings):
         description="Host names, comma-separated, by which browsers may reach the gateway besides "
         "that of GATEWAY_URL (and loopback names when it listens on loopback).",
     )
+    toolkit_separator: Literal["/", "__", "."] = Field(
+        "/",
+        description="What stands between server and tool in the names of toolkits (docs/servers.md)"
+        " that name none: `/` as Heroku has it, `__` for clients that take no slash, or `.`.",
+    )
+    inference_url: HttpUrl | None = Field(
+        None,
+        description="Base URL of the model behind `/v1/agents/heroku`: any server with an "
+        "OpenAI-compatible `/v1/chat/completions`. Without it that endpoint is closed.",
+    )
+    inference_key: SecretStr | None = Field(
+        None, description="Key for INFERENCE_URL; never reaches a dyno, a client or a log."
+    )
+    inference_model_id: str = Field(
+        "", description="Model of requests to `/v1/agents/heroku` that name none."
+    )
     story_bytes: int = Field(
         262_144,
         ge=4096,
@@ -289,6 +305,13 @@ class Settings(BaseSettings):
             return str(self.gateway_url).rstrip("/")
         host = "127.0.0.1" if self.address == "0.0.0.0" else self.address  # noqa: S104
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def inference_base(self) -> str | None:
+        """Where `/chat/completions` is, if there is a model: with or without `/v1` in the URL."""
+        if self.inference_url is None:
+            return None
+        return f"{str(self.inference_url).rstrip('/').removesuffix('/v1')}/v1"
 
     @property
     def allowed_hosts(self) -> frozenset[str]:

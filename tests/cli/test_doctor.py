@@ -32,6 +32,8 @@ UNSET = (
     *("BIND_HOST", "DYNO", "LAUNCHER", "HEROKU_API_KEY", "HEROKU_APPS", "HEROKU_API_URL"),
     *("HEROKU_APP_NAME", "HEROKU_APP_ID", "REDIS_URL", "REDIS_TLS_VERIFY", "DYNO_SIZE"),
     *("ALLOW_ANONYMOUS", "ALLOW_OWN_APP", "MAX_SESSIONS"),
+    *("INFERENCE_URL", "INFERENCE_KEY", "INFERENCE_MODEL_ID"),
+    *("STDIO_MODE_ONLY", "REMOTE_SERVER_TRANSPORT_MODULE", "WEB_CONCURRENCY"),
 )
 
 
@@ -312,6 +314,59 @@ def test_clock_without_another_is_not_judged(date: str) -> None:
 
 
 # Valkey
+
+
+MODEL_KEY = "key-of-the-model"
+
+
+@asynccontextmanager
+async def a_model(status: int = 200) -> AsyncIterator[str]:
+    async def models(request: web.Request) -> web.Response:
+        known = request.headers.get("Authorization") == f"Bearer {MODEL_KEY}"
+        return web.Response(status=status if known else 401)
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_model_that_answers_is_fine(good: dict[str, Any], status: int) -> None:
+    """Not every one can list its models."""
+    async with a_model(status) as url:
+        found = await examined({**good, "INFERENCE_URL": url, "INFERENCE_KEY": MODEL_KEY})
+    assert found["INFERENCE_URL"][:2] == ("ok", f"{url}/v1 answers; model any that a request names")
+
+
+async def test_model_that_refuses_the_key_is_a_failure(good: dict[str, Any]) -> None:
+    async with a_model() as url:
+        found = await examined({**good, "INFERENCE_URL": url, "INFERENCE_KEY": "wrong"})
+    assert found["INFERENCE_URL"][0] == "FAIL"
+    assert "INFERENCE_KEY" in found["INFERENCE_URL"][2]
+
+
+async def test_model_that_is_out_of_order_is_warned_of(good: dict[str, Any]) -> None:
+    async with a_model(503) as url:
+        found = await examined({**good, "INFERENCE_URL": url, "INFERENCE_KEY": MODEL_KEY})
+    assert found["INFERENCE_URL"][0] == "warn"
+
+
+async def test_model_that_is_not_there_is_a_failure(
+    good: dict[str, Any], unused_tcp_port: int
+) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port + 1}"
+    found = await examined({**good, "INFERENCE_URL": url, "INFERENCE_KEY": MODEL_KEY})
+    assert found["INFERENCE_URL"][0] == "FAIL"
+    assert MODEL_KEY not in str(found)
+
+
+async def test_variables_of_the_templates_are_named(good: dict[str, Any]) -> None:
+    given = {"STDIO_MODE_ONLY": "true", "WEB_CONCURRENCY": ""}
+    said = await gw("doctor", "--json", obj=given, **good)
+    levels = {each["check"]: each["level"] for each in said.json["checks"]}
+    assert levels["STDIO_MODE_ONLY"] == "warn"
+    assert "WEB_CONCURRENCY" not in levels
 
 
 async def test_valkey_that_answers_is_described(good: dict[str, Any]) -> None:

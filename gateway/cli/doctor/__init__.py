@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.cli import access, output
-from gateway.cli.doctor import configuration, engine, far, here, platform
+from gateway.cli.doctor import configuration, engine, far, here, model, platform
 from gateway.cli.doctor.findings import Finding, Level
 from gateway.cli.failing import Misused
 
@@ -81,6 +81,7 @@ async def _checks(surroundings: Surroundings) -> AsyncIterator[Sequence[Finding]
     finding, gateways = await far.public_url(settings)
     yield [finding]
     yield await engine.look(settings)
+    yield [await model.look(settings), *model.left(surroundings.environment)]
     heroku = platform.Doctor(settings)
     yield await heroku.look()
     date, whose = (heroku.date, "the platform") if heroku.date else (gateways, "the gateway")

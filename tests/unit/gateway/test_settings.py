@@ -66,6 +66,10 @@ DEFAULTS = {
     "redis_url": None,
     "redis_tls_verify": False,
     "allowed_origins": (),
+    "toolkit_separator": "/",
+    "inference_url": None,
+    "inference_key": None,
+    "inference_model_id": "",
     "link_grace_s": 300.0,
     "story_bytes": 262_144,
     "stories_bytes": 16_777_216,
@@ -104,6 +108,7 @@ def test_empty_variables_count_as_not_set(read: Any) -> None:
         ("LAUNCHER", "Local", "local"),
         ("ALLOWED_ORIGINS", " a.com, ,b.com,", ("a.com", "b.com")),
         ("ALLOW_ANONYMOUS", "1", True),
+        ("TOOLKIT_SEPARATOR", "__", "__"),
     ],
 )
 def test_good_value_is_taken(read: Any, name: str, text: str, value: object) -> None:
@@ -127,6 +132,8 @@ def test_good_value_is_taken(read: Any, name: str, text: str, value: object) -> 
         ("LOG_LEVEL", "hush"),
         ("LOG_FORMAT", "hush"),
         ("LAUNCHER", "hush"),
+        ("TOOLKIT_SEPARATOR", "::"),
+        ("INFERENCE_URL", "hush"),
         ("ALLOW_ANONYMOUS", "hush"),
         ("GATEWAY_URL", "hush"),
         ("GATEWAY_URL", "ftp://hush"),
@@ -265,3 +272,20 @@ def test_environment_counts_before_the_file(tmp_path: Path, read: Any) -> None:
     read()
     settings = load(file)
     assert (settings.keys(), settings.port) == ({KEY: "default"}, 9)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://model.test",
+        "https://model.test/",
+        "https://model.test/v1",
+        "https://model.test/v1/",
+    ],
+)
+def test_base_of_the_model_is_the_same_with_and_without_its_version(read: Any, url: str) -> None:
+    assert read(INFERENCE_URL=url).inference_base == "https://model.test/v1"
+
+
+def test_without_a_model_there_is_no_base_of_one(read: Any) -> None:
+    assert read().inference_base is None

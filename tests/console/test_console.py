@@ -22,8 +22,10 @@ from tests.console.driving import (
     Operator,
     deployment,
     operating,
+    profile,
     running_browser,
     unwanted,
+    visiting,
 )
 from tests.fixtures import hostile_text
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from playwright.async_api import Browser, Route
+    from playwright.async_api import Browser, BrowserContext, Route
 
     from tests.system.conftest import GatewayProcess
 
@@ -103,10 +105,17 @@ async def cookies(gateway: GatewayProcess) -> list[dict[str, Any]]:
     return [{"name": name, "value": value, "url": gateway.origin, "httpOnly": True}]
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """The profile of all who are content with the usual; the console keeps one cookie in it."""
+    async with profile(browser) as context:
+        yield context
+
+
 @pytest_asyncio.fixture(loop_scope="module")
-async def stranger(gateway: GatewayProcess, browser: Browser) -> AsyncIterator[Operator]:
+async def stranger(gateway: GatewayProcess, shared: BrowserContext) -> AsyncIterator[Operator]:
     """Somebody who has not logged in."""
-    async with operating(browser, gateway.origin) as (operator, _):
+    async with visiting(shared, gateway.origin) as operator:
         await operator.visit()
         await operator.sees("#login-title")
         yield operator
@@ -120,16 +129,22 @@ async def inside(
     async with operating(browser, gateway.origin, **options) as (operator, context):
         await context.add_cookies(cookies)
         yield operator
-        assert await operator.foreign() == []
-        assert operator.trouble == []
+        await nothing_went_wrong(operator)
+
+
+async def nothing_went_wrong(operator: Operator) -> None:
+    assert await operator.foreign() == []
+    assert operator.trouble == []
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def operator(
-    gateway: GatewayProcess, browser: Browser, cookies: list[Any]
+    gateway: GatewayProcess, shared: BrowserContext, cookies: list[Any]
 ) -> AsyncIterator[Operator]:
-    async with inside(gateway, browser, cookies) as somebody:
+    async with visiting(shared, gateway.origin) as somebody:
+        await shared.add_cookies(cookies)
         yield somebody
+        await nothing_went_wrong(somebody)
 
 
 @pytest.fixture
@@ -274,29 +289,33 @@ async def test_filter_leaves_what_has_its_text(operator: Operator, opened: Opene
         await operator.sees("tr.opens", session)
 
 
-async def test_hidden_page_asks_for_nothing_more(operator: Operator) -> None:
+async def test_hidden_page_asks_for_nothing_more(
+    gateway: GatewayProcess, browser: Browser, cookies: list[Any]
+) -> None:
     """Neither by its clock, nor when an answer comes that it has asked for before."""
-    page, hidden, asked = operator.page, asyncio.Event(), list[str]()
+    hidden, asked = asyncio.Event(), list[str]()
 
     async def hold(route: Route) -> None:
         await hidden.wait()
         await route.continue_()
 
-    await page.clock.install()
-    await operator.visit()
-    await operator.sees(".pulse[data-is=live]")
-    await page.route("**/admin/v1/sessions?*", hold)
-    async with page.expect_response("**/admin/v1/sessions?*"):
-        async with page.expect_request("**/admin/v1/sessions?*"):
-            await page.clock.run_for(2500)
-        await page.evaluate(
-            "Object.defineProperty(document, 'hidden', { get: () => true });"
-            "document.dispatchEvent(new Event('visibilitychange'))"
-        )
-        hidden.set()
-    page.on("request", lambda request: asked.append(request.url))
-    await page.clock.run_for(120_000)
-    assert asked == []
+    async with inside(gateway, browser, cookies) as operator:  # the clock is its whole profile's
+        page = operator.page
+        await page.clock.install()
+        await operator.visit()
+        await operator.sees(".pulse[data-is=live]")
+        await page.route("**/admin/v1/sessions?*", hold)
+        async with page.expect_response("**/admin/v1/sessions?*"):
+            async with page.expect_request("**/admin/v1/sessions?*"):
+                await page.clock.run_for(2500)
+            await page.evaluate(
+                "Object.defineProperty(document, 'hidden', { get: () => true });"
+                "document.dispatchEvent(new Event('visibilitychange'))"
+            )
+            hidden.set()
+        page.on("request", lambda request: asked.append(request.url))
+        await page.clock.run_for(120_000)
+        assert asked == []
 
 
 async def test_list_goes_on_after_the_gateway_was_away(operator: Operator, opened: Opened) -> None:

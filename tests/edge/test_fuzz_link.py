@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE", "default") == "nightly"
 
 FUZZ = settings(
-    max_examples=3000 if NIGHTLY else 120,
+    max_examples=3000 if NIGHTLY else 60,
     derandomize=not NIGHTLY,
     print_blob=NIGHTLY,
     database=None,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE", "default") == "nightly"
 
 FUZZ = settings(
-    max_examples=5000 if NIGHTLY else 250,
+    max_examples=5000 if NIGHTLY else 120,
     derandomize=not NIGHTLY,
     print_blob=NIGHTLY,
     database=None,

@@ -425,8 +425,10 @@ async def test_whatever_the_engine_does_an_answer_is_right_or_an_error(
         engine.away = False
     assert outcomes.count("answer") + outcomes.count("error") == 40
     assert outcomes.count("answer") >= 30  # nobody died
-    for gateway in (town.a, town.b, town.c):
-        assert await gateway.exchange.flush(WAIT_S)
-        assert gateway.exchange.under_way == (0, 0)
+    exchanges = [gateway.exchange for gateway in (town.a, town.b, town.c)]
+    for exchange in exchanges:
+        assert await exchange.flush(WAIT_S)
+    # Only now has each been told by the others that what it performs for them is over.
+    await eventually(lambda: [each.under_way for each in exchanges] == [(0, 0)] * 3)
     performed = [one.asked.principal for gate in (town.a, town.b, town.c) for one in gate.seen]
     assert len(set(performed)) == len(performed), "performed twice"

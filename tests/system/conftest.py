@@ -29,6 +29,7 @@ import pytest
 import pytest_asyncio
 
 from tests.system.npm import install
+from tests.system.nursery import Forked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
@@ -82,7 +83,13 @@ class GatewayProcess:
 
     `defaults` are for servers that do not say otherwise, such as PLAIN; without, they have the real
     ones.
+
+    Attributes:
+        forked: whether a process will do that was forked (see `nursery`), as it does in tests that
+            neither are `measured` nor look at what a process was started with.
     """
+
+    forked = False
 
     def __init__(
         self,
@@ -105,7 +112,7 @@ class GatewayProcess:
         self._scratch.mkdir()
         self._settings = dict(settings or {})
         self._seen: set[psutil.Process] = set()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def _with_marker(self, servers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """The servers file's content, each server's environment carrying the run marker."""
@@ -184,6 +191,9 @@ class GatewayProcess:
 
     def _spawn(self) -> None:
         with self._log_file.open("ab") as log:
+            if self.forked and "COVERAGE_PROCESS_START" not in os.environ:
+                self._process = Forked(self._environment(), REPOSITORY, self._log_file)
+                return
             self._process = subprocess.Popen(
                 SERVE,
                 cwd=REPOSITORY,
@@ -257,7 +267,8 @@ class GatewayProcess:
         own = -1 if self._process is None else self._process.pid
         self._seen.update(process for process in psutil.process_iter() if self._is_marked(process))
         if self._process is not None and not self._has_exited():
-            self._seen.update(psutil.Process(own).children(recursive=True))
+            with contextlib.suppress(psutil.NoSuchProcess):  # between the look and now
+                self._seen.update(psutil.Process(own).children(recursive=True))
         return [process for process in self._seen if process.pid != own and is_alive(process)]
 
     def _is_marked(self, process: psutil.Process) -> bool:
@@ -334,6 +345,11 @@ def _free_port() -> int:
 
 
 # -- gateways ----------------------------------------------------------------------------------
+
+
+def pytest_configure() -> None:
+    """Let tests have forked gateways; the proofs, which use this module too, start theirs."""
+    GatewayProcess.forked = True
 
 
 @pytest.hookimpl(wrapper=True)

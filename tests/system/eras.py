@@ -104,8 +104,8 @@ async def converse(gateway: GatewayProcess, server: str, name: str, node: Path) 
     Args:
         gateway: in front of the server.
         server: `legacy`, `modern` or `dual`, by the eras that it speaks.
-        name: of the way. In the newest era it is the client's handle as well: a server from before
-            cannot tell whose call asks, so that no two clients shall share it.
+        name: of the way. With a server from before, which cannot tell whose call asks, it is the
+            client's handle in the newest era as well; the others are shared by such clients.
         node: the program.
     """
     way = WAYS[name]
@@ -113,7 +113,8 @@ async def converse(gateway: GatewayProcess, server: str, name: str, node: Path) 
     # there is none. The server that speaks both does as its client.
     by_result = server == "modern" or (server == "dual" and way.revision == NEWEST)
     asks = BY_RESULT if by_result else BY_REQUEST
-    place = server if way.revision == HANDSHAKE else f"{server}/handles/{name}"
+    alone = server == "legacy" and way.revision == NEWEST
+    place = f"{server}/handles/{name}" if alone else server
     async with asyncio.timeout(CONVERSATION_BOUND):
         if way.sdk == "typescript":
             return await _in_typescript(gateway.url(place), gateway.key, way, asks, node)

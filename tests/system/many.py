@@ -144,6 +144,17 @@ class Town:
             door.begin()
         for door in self.doors:
             await door.ready()
+        # Whoever kills a gateway in a throw-away run leaves its dyno to the agent's own grace.
+        await self.front.until(self._settled, "throw-away runs are over", within=OPEN_BOUND)
+
+    def _settled(self) -> bool:
+        records = self.front.records()
+        begun = {
+            record["session"]
+            for record in records
+            if record.get("event") == "requested" and record.get("principal") == "(gateway)"
+        }
+        return begun <= {r["session"] for r in records if r.get("event") == "closed"}
 
     async def close(self) -> None:
         """End all gateways as Ctrl-C does; they have to end well, and to leave nothing."""

@@ -25,6 +25,7 @@ async def connected(
     gateway: GatewayProcess,
     server: str | None = None,
     *,
+    path: str = "",
     mode: str = "legacy",
     bound: float = CONVERSATION_BOUND,
     **callbacks: Any,
@@ -39,7 +40,9 @@ async def connected(
         http = httpx2.AsyncClient(headers=gateway.headers, timeout=timeout)
         await stack.enter_async_context(http)
         transport = streamable_http_client(
-            gateway.url(server), http_client=http, max_sse_event_size=None
+            gateway.origin + path if path else gateway.url(server),
+            http_client=http,
+            max_sse_event_size=None,
         )
         yield await stack.enter_async_context(Client(transport, mode=mode, **callbacks))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(240)
 
-SESSIONS = 50
+SESSIONS = 20
 AT_ONCE = 5
 """Starts at a time: each is two Python interpreters, on two cores."""
 

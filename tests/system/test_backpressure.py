@@ -37,8 +37,9 @@ MIB = 1024 * 1024
 LIMIT = 16 * MIB
 """Bytes of the largest message."""
 
-FLOOD, PIECE = 1600, 64 * 1024
-"""How many notifications of how many bytes: 100 MiB."""
+FLOOD, PIECE = 800, 64 * 1024
+"""How many notifications of how many bytes: 50 MiB, which is thrice what the gateway may grow by
+and all that sockets and pipes may hold beside it."""
 
 FLOOD_ROOM = 16 * MIB
 """How much the gateway may grow by one flood: what the agent may send ahead is about 2 MiB."""

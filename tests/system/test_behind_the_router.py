@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 
 from tests.fakes.router import Limits, Router
 from tests.proof.router_scenarios import call, idle_link, idle_stream, sdk_client, silent_call
 from tests.system.conftest import PLAIN as AT_ONCE
+from tests.system.conftest import GatewayProcess
 from tests.system.talking import (
     BOUND,
     PLAIN,
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     import aiohttp
-
-    from tests.system.conftest import GatewayProcess
 
     MakeGateway = Callable[..., GatewayProcess]
 
@@ -73,10 +73,10 @@ class House:
 
 @asynccontextmanager
 async def behind_the_router(
-    make_gateway: MakeGateway, servers: Mapping[str, Any], limits: Limits | None = None
+    make_gateway: MakeGateway, servers: Mapping[str, Any]
 ) -> AsyncIterator[House]:
     """A running gateway; its `url` is the router's, where its agents dial, too."""
-    async with Router(limits=limits) as router:
+    async with Router() as router:
         gateway = make_gateway(servers, {"GATEWAY_URL": router.url}, defaults=AT_ONCE)
         house = House(router, gateway)
         own = gateway.origin
@@ -85,6 +85,25 @@ async def behind_the_router(
             gateway.origin = router.url
             yield house
             gateway.origin = own
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def house(
+    tmp_path_factory: pytest.TempPathFactory,
+    running: list[GatewayProcess],
+    fixture_server: dict[str, Any],
+) -> AsyncIterator[House]:
+    """The gateway of all unmodified clients; their server speaks both eras."""
+    folder = tmp_path_factory.mktemp("behind")
+
+    def make(*args: Any, **more: Any) -> GatewayProcess:
+        return GatewayProcess(folder, *args, **more)
+
+    servers = {"everything": {**fixture_server, "era": "dual"}}
+    async with behind_the_router(make, servers) as house:
+        running.append(house.gateway)
+        yield house
+        running.remove(house.gateway)
 
 
 async def restart(house: House) -> None:
@@ -104,19 +123,16 @@ async def talking(house: House, revision: str = RESUMES) -> AsyncIterator[Talk]:
 # -- while all is well -----------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("mode", MODES)
-async def test_client_lists_and_calls_tools_through_the_router(
-    make_gateway: MakeGateway, fixture_server: dict[str, Any], mode: str
-) -> None:
-    server = {**fixture_server, "era": "legacy" if mode == "legacy" else "auto"}
-    async with behind_the_router(make_gateway, {"everything": server}) as house:
-        url, key = house.router.url, house.gateway.key
-        async with sdk_client(url, key, "everything", mode=mode, bound_s=CLIENT_S) as client:
-            assert "add" in {tool.name for tool in (await client.list_tools()).tools}
-            assert await call(client, "add", a=2, b=40) == "42"
-            text = "grüße, 世界 " * 30_000
-            assert await call(client, "echo", text=text) == text
-        assert not house.router.codes
+async def test_client_lists_and_calls_tools_through_the_router(house: House, mode: str) -> None:
+    url, key = house.router.url, house.gateway.key
+    async with sdk_client(url, key, "everything", mode=mode, bound_s=CLIENT_S) as client:
+        assert "add" in {tool.name for tool in (await client.list_tools()).tools}
+        assert await call(client, "add", a=2, b=40) == "42"
+        text = "grüße, 世界 " * 30_000
+        assert await call(client, "echo", text=text) == text
+    assert not house.router.codes
 
 
 async def test_agent_dials_through_the_router_and_hangs_up_without_a_code(
@@ -283,15 +299,12 @@ async def while_down(http: aiohttp.ClientSession, house: House) -> None:
 # -- the long scenarios, in small ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-async def test_scenarios_of_the_proof_pass_in_small(
-    make_gateway: MakeGateway, fixture_server: dict[str, Any], mode: str
-) -> None:
-    server = {**fixture_server, "era": "legacy" if mode == "legacy" else "auto"}
-    async with behind_the_router(make_gateway, {"everything": server}) as house:
-        way = house.router.url, house.gateway.key, "everything", 1.0
-        async with asyncio.TaskGroup() as scenarios:
-            stream = scenarios.create_task(idle_stream(*way))
-            scenarios.create_task(silent_call(*way, mode=mode))
-            scenarios.create_task(idle_link(*way, mode=mode))
-        assert (stream.result().reads, house.router.cuts) == (1, 0)
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_scenarios_of_the_proof_pass_in_small(house: House, mode: str) -> None:
+    way = house.router.url, house.gateway.key, "everything", 1.0
+    async with asyncio.TaskGroup() as scenarios:
+        stream = scenarios.create_task(idle_stream(*way))
+        scenarios.create_task(silent_call(*way, mode=mode))
+        scenarios.create_task(idle_link(*way, mode=mode))
+    assert (stream.result().reads, house.router.cuts) == (1, 0)

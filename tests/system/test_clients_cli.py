@@ -169,6 +169,14 @@ def client(request: pytest.FixtureRequest) -> Client:
     return http_client(request.getfixturevalue("url" if request.param == "http" else "legacy_url"))
 
 
+@pytest.fixture(params=["stdio", "http"])
+def program(request: pytest.FixtureRequest) -> Client:
+    """Each of the two programs, for what is claimed of processes."""
+    return (
+        stdio_client() if request.param == "stdio" else http_client(request.getfixturevalue("url"))
+    )
+
+
 # -- answers -----------------------------------------------------------------------------------
 
 
@@ -181,7 +189,7 @@ async def test_tools_are_listed_as_one_json_object(client: Client) -> None:
 
 
 async def test_a_tool_is_called(client: Client) -> None:
-    ran = await client.run_alone(*calling("add", a=1, b=2))
+    ran = await client.run(*calling("add", a=1, b=2))
     assert (ran.code, ran.err) == (0, "")
     assert ran.json == {
         "content": [{"type": "text", "text": "3"}],
@@ -190,14 +198,15 @@ async def test_a_tool_is_called(client: Client) -> None:
     }
 
 
-async def test_text_of_any_kind_survives(client: Client) -> None:
+async def test_text_of_any_kind_survives(program: Client) -> None:
     text = 'ünï "quoted"\n\u2028 😀 \x00'
-    ran = await client.run_alone(*calling("echo", text=text))
+    ran = await program.run_alone(*calling("echo", text=text))
+    assert (ran.code, ran.err) == (0, "")
     assert ran.json["content"] == [{"type": "text", "text": text}]
 
 
-async def test_a_tool_that_fails_prints_its_result_and_exits_1(client: Client) -> None:
-    ran = await client.run_alone(*calling("fail", text="it broke"))
+async def test_a_tool_that_fails_prints_its_result_and_exits_1(program: Client) -> None:
+    ran = await program.run_alone(*calling("fail", text="it broke"))
     assert ran.code == 1
     assert ran.json["isError"] is True
     assert "the tool 'fail' failed" in ran.err
@@ -217,8 +226,9 @@ async def test_progress_goes_to_stderr_line_by_line(client: Client) -> None:
     assert ran.err.splitlines() == [f"progress {n}/3 step {n}" for n in (1, 2, 3)]
 
 
-async def test_resources_and_prompts_are_read(client: Client) -> None:
-    """The remaining verbs, in one test: none has anything of its own."""
+async def test_resources_and_prompts_are_read(url: str) -> None:
+    """The remaining verbs, in one test and of one server: none has anything of its own."""
+    client = http_client(url)
     listed = await client.run("list_resources")
     templates = await client.run("list_resource_templates")
     read = await client.run("read_resource", "--args", '{"uri": "fixture://greeting"}')
@@ -272,7 +282,7 @@ async def test_the_server_does_not_get_the_key_but_gets_the_rest() -> None:
     client = stdio_client()
     client = Client(client.module, client.options, {"API_KEY": "secret", "FLAVOUR": "sweet"})
     for name, value in (("API_KEY", "-"), ("FLAVOUR", "sweet")):
-        ran = await client.run_alone(*calling("environment", name=name))
+        ran = await client.run(*calling("environment", name=name))
         assert ran.json["content"][0]["text"] == value
 
 
@@ -338,8 +348,8 @@ async def test_bad_json_is_a_usage_error_with_its_position(url: str) -> None:
     assert "line 1 column 9" in ran.err
 
 
-async def test_ctrl_c_exits_130_quietly(client: Client) -> None:
-    process = await client.start("call_tool", "--args", '{"name": "hang"}')
+async def test_ctrl_c_exits_130_quietly(program: Client) -> None:
+    process = await program.start("call_tool", "--args", '{"name": "hang"}')
     assert process.stderr is not None
     async with asyncio.timeout(RUN_BOUND):
         first = await process.stderr.readline()

@@ -17,7 +17,7 @@ import pytest
 from tests.fakes.valkey import ValkeyServer
 from tests.heroku_emulator import AppSpec
 from tests.system.conftest import PLAIN
-from tests.system.heroku import OPENING, PATH, SNOOP, Site, deployed, visiting
+from tests.system.heroku import OPENING, PATH, SNOOP, Gateway, Site, deployed, visiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +51,12 @@ async def two_apps(
         settings["REDIS_URL"] = f"redis://:{password}@127.0.0.1:{engine.port}/0"
         async with deployed(folder, running, apps, servers=servers, settings=settings) as site:
             yield site
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each gateway with its secrets in its environment, as a platform does."""
+    monkeypatch.setattr(Gateway, "forked", False)
 
 
 def confess(site: Site) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest_asyncio
 from tests.system.conftest import REPOSITORY, GatewayProcess, watched
 from tests.system.eras import fill_in
 from tests.system.python_sdk import call, connected
-from tests.system.talking import BOUND, refusal, the_message
+from tests.system.talking import BOUND, PUPPET, refusal, the_message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,9 +35,9 @@ class House:
     async def ask(
         self, server: str, key: str = ALICE, *, handle: str | None = None, request: int = 1
     ) -> Any:
-        """Call `pid` as a client of the newest revision; return the response message."""
+        """Call `state` as a client of the newest revision; return the response message."""
         params = {
-            "name": "pid",
+            "name": "state",
             "arguments": {},
             "_meta": {
                 "io.modelcontextprotocol/protocolVersion": REVISION,
@@ -50,7 +50,7 @@ class House:
             "Accept": "application/json, text/event-stream",
             "MCP-Protocol-Version": REVISION,
             "Mcp-Method": "tools/call",
-            "Mcp-Name": "pid",
+            "Mcp-Name": "state",
         }
         if handle is not None:
             headers["Rendezvous-Handle"] = handle
@@ -62,7 +62,7 @@ class House:
     async def pid(self, server: str, key: str = ALICE, **more: Any) -> int:
         """The process that answers a call."""
         answer = await self.ask(server, key, **more)
-        return int(answer["result"]["content"][0]["text"])
+        return int(answer["result"]["pid"])
 
     async def pids(self, *calls: dict[str, Any]) -> list[int]:
         """The processes that answer calls made at the same time."""
@@ -75,11 +75,10 @@ class House:
 async def gateway(
     tmp_path_factory: pytest.TempPathFactory,
     running: list[GatewayProcess],
-    fixture_server: dict[str, Any],
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway with two keys and a server for each kind of isolation."""
     servers: dict[str, dict[str, Any]] = {
-        isolation: {**fixture_server, "isolation": isolation}
+        isolation: {**PUPPET, "isolation": isolation}
         for isolation in ("principal", "handle", "request")
     }
     servers["asking"] = {

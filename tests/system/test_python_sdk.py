@@ -2,16 +2,21 @@
 
 What a user's client does, done once each. The gateway is the only thing under test: both ends are
 other people's code, so an answer that arrives whole and in order is the gateway's doing.
+
+What is claimed of one call is asked in one conversation with each server, as a user has it: a start
+of a server takes a second. What is claimed of sessions is asked in sessions of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import pytest_asyncio
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
     CreateMessageRequestParams,
@@ -29,28 +34,34 @@ from pydantic import FileUrl
 from tests.system.python_sdk import Progress, call, connected, text_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from mcp import Client
     from mcp.client import ClientRequestContext
     from mcp.types import LoggingMessageNotificationParams
 
     from tests.system.conftest import GatewayProcess
 
-pytestmark = pytest.mark.timeout(300)  # the first test may have to wait for `npm install`
+pytestmark = [
+    pytest.mark.timeout(300),  # the first test may have to wait for `npm install`
+    pytest.mark.asyncio(loop_scope="module"),  # conversations go on from test to test
+]
 
 MIB = 1024 * 1024
 
 MODES = ["legacy", "auto", "2026-07-28"]
 
+BOUND_S = 290.0
+"""For a conversation of many tests."""
 
-async def answer_with_blue(
+
+async def answer_what_is_no_secret(
     context: ClientRequestContext, params: ElicitRequestParams
 ) -> ElicitResult:
+    if params.message == "Password?":
+        return ElicitResult(action="decline")
     return ElicitResult(action="accept", content={"answer": f"blue, to: {params.message}"})
-
-
-async def decline(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
-    return ElicitResult(action="decline")
 
 
 async def give_a_name(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
@@ -73,6 +84,65 @@ async def two_roots(context: ClientRequestContext) -> ListRootsResult:
     return ListRootsResult(
         roots=[Root(uri=FileUrl("file:///one")), Root(uri=FileUrl("file:///two"))]
     )
+
+
+@asynccontextmanager
+async def conversation(
+    gateway: GatewayProcess, server: str, **callbacks: Any
+) -> AsyncIterator[Client]:
+    """One session for several tests, held by one task as the SDK wants it."""
+    begun: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+
+    async def hold() -> None:
+        async with connected(gateway, server, bound=BOUND_S, **callbacks) as client:
+            begun.set_result(client)
+            await over.wait()
+
+    async with asyncio.TaskGroup() as group:
+        holding = group.create_task(hold())
+        await asyncio.wait((begun, holding), return_when=asyncio.FIRST_COMPLETED)
+        if begun.done():
+            yield begun.result()
+        over.set()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(gateway: GatewayProcess, logged: list[str]) -> AsyncIterator[Client]:
+    """A client of our fixture server that can do all that it may be asked."""
+
+    async def note(params: LoggingMessageNotificationParams) -> None:
+        logged.append(params.data)
+
+    async with conversation(
+        gateway,
+        "everything",
+        elicitation_callback=answer_what_is_no_secret,
+        sampling_callback=model_that_shouts,
+        list_roots_callback=two_roots,
+        logging_callback=note,
+    ) as client:
+        await call(client, "pid")  # the boot is over: all progress that comes is the server's
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reference(gateway: GatewayProcess) -> AsyncIterator[Client]:
+    """A client of the reference server."""
+    async with conversation(
+        gateway,
+        "reference",
+        elicitation_callback=give_a_name,
+        sampling_callback=model_that_shouts,
+        list_roots_callback=two_roots,
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def logged() -> list[str]:
+    """What our fixture server has logged to `client`."""
+    return []
 
 
 # -- our fixture server ------------------------------------------------------------------------
@@ -103,63 +173,53 @@ async def test_default_server_and_server_by_name_are_the_same(gateway: GatewayPr
         assert await named.list_tools() == await default.list_tools()
 
 
-async def test_each_session_has_a_process_of_its_own(gateway: GatewayProcess) -> None:
-    async with connected(gateway) as one, connected(gateway) as other:
-        assert await call(one, "pid") != await call(other, "pid")
-        assert await call(one, "pid") == await call(one, "pid")
+async def test_each_session_has_a_process_of_its_own(
+    gateway: GatewayProcess, client: Client
+) -> None:
+    async with connected(gateway) as other:
+        assert await call(client, "pid") != await call(other, "pid")
+        assert await call(client, "pid") == await call(client, "pid")
 
 
-async def test_progress_arrives_complete_and_in_order(gateway: GatewayProcess) -> None:
+async def test_progress_arrives_complete_and_in_order(client: Client) -> None:
     progress = Progress()
-    async with connected(gateway) as client:
-        result = await client.call_tool("progress", {"steps": 50}, progress_callback=progress)
-        assert text_of(result) == "50 steps"
-        assert progress.of_the_server == list(range(1, 51))
+    result = await client.call_tool("progress", {"steps": 50}, progress_callback=progress)
+    assert text_of(result) == "50 steps"
+    assert progress.steps == list(range(1, 51))
 
 
-async def test_log_notifications_arrive_complete_and_in_order(gateway: GatewayProcess) -> None:
-    logged: list[str] = []
-
-    async def note(params: LoggingMessageNotificationParams) -> None:
-        logged.append(params.data)
-
-    async with connected(gateway, logging_callback=note) as client:
-        assert await call(client, "log", lines=20) == "20 lines"
-        await gateway.until(lambda: len(logged) >= 20, "20 log notifications")
+async def test_log_notifications_arrive_complete_and_in_order(
+    gateway: GatewayProcess, client: Client, logged: list[str]
+) -> None:
+    assert await call(client, "log", lines=20) == "20 lines"
+    await gateway.until(lambda: len(logged) >= 20, "20 log notifications")
     assert logged == [f"line {number}" for number in range(1, 21)]
 
 
-async def test_elicitation_reaches_the_person_and_the_answer_the_server(
-    gateway: GatewayProcess,
-) -> None:
-    async with connected(gateway, elicitation_callback=answer_with_blue) as client:
-        answer = json.loads(await call(client, "ask", question="Colour?"))
+async def test_elicitation_reaches_the_person_and_the_answer_the_server(client: Client) -> None:
+    answer = json.loads(await call(client, "ask", question="Colour?"))
     assert answer == {"action": "accept", "content": {"answer": "blue, to: Colour?"}}
 
 
-async def test_declined_elicitation_reaches_the_server(gateway: GatewayProcess) -> None:
-    async with connected(gateway, elicitation_callback=decline) as client:
-        answer = json.loads(await call(client, "ask", question="Colour?"))
+async def test_declined_elicitation_reaches_the_server(client: Client) -> None:
+    answer = json.loads(await call(client, "ask", question="Password?"))
     assert answer == {"action": "decline", "content": None}
 
 
-async def test_sampling_request_is_answered_by_the_clients_model(gateway: GatewayProcess) -> None:
-    async with connected(gateway, sampling_callback=model_that_shouts) as client:
-        assert await call(client, "sample", prompt="say it") == "SAY IT"
+async def test_sampling_request_is_answered_by_the_clients_model(client: Client) -> None:
+    assert await call(client, "sample", prompt="say it") == "SAY IT"
 
 
-async def test_roots_request_is_answered_by_the_client(gateway: GatewayProcess) -> None:
-    async with connected(gateway, list_roots_callback=two_roots) as client:
-        assert json.loads(await call(client, "roots")) == ["file:///one", "file:///two"]
+async def test_roots_request_is_answered_by_the_client(client: Client) -> None:
+    assert json.loads(await call(client, "roots")) == ["file:///one", "file:///two"]
 
 
 async def test_cancelled_call_is_cancelled_in_the_server(
-    gateway: GatewayProcess, tmp_path: Path
+    gateway: GatewayProcess, client: Client, tmp_path: Path
 ) -> None:
     marker = tmp_path / "cancelled"
     progress = Progress()
-    async with connected(gateway) as client, asyncio.TaskGroup() as group:
-        await call(client, "pid")  # the boot is over: what comes next is the server's progress
+    async with asyncio.TaskGroup() as group:
         arguments = {"marker": str(marker)}
         waiting = group.create_task(
             client.call_tool("wait_for_cancel", arguments, progress_callback=progress)
@@ -170,20 +230,18 @@ async def test_cancelled_call_is_cancelled_in_the_server(
         assert await call(client, "echo", text="still here") == "still here"
 
 
-async def test_answers_of_calls_in_flight_are_not_crossed(gateway: GatewayProcess) -> None:
-    async with connected(gateway) as client:
-        async with asyncio.TaskGroup() as group:
-            calls = {
-                text: group.create_task(call(client, "echo", text=text))
-                for text in (f"call {number} " + "x" * (number * 999) for number in range(40))
-            }
-        assert {text: task.result() for text, task in calls.items()} == {t: t for t in calls}
+async def test_answers_of_calls_in_flight_are_not_crossed(client: Client) -> None:
+    async with asyncio.TaskGroup() as group:
+        calls = {
+            text: group.create_task(call(client, "echo", text=text))
+            for text in (f"call {number} " + "x" * (number * 999) for number in range(40))
+        }
+    assert {text: task.result() for text, task in calls.items()} == {t: t for t in calls}
 
 
-async def test_fast_call_overtakes_a_slow_one(gateway: GatewayProcess) -> None:
+async def test_fast_call_overtakes_a_slow_one(client: Client) -> None:
     progress = Progress()
-    async with connected(gateway) as client, asyncio.TaskGroup() as group:
-        await call(client, "pid")  # the boot is over: what comes next is the server's progress
+    async with asyncio.TaskGroup() as group:
         arguments = {"steps": 1, "hold": True}
         slow = group.create_task(
             client.call_tool("progress", arguments, progress_callback=progress)
@@ -195,47 +253,41 @@ async def test_fast_call_overtakes_a_slow_one(gateway: GatewayProcess) -> None:
 
 
 @pytest.mark.parametrize("size", [MIB, 15 * MIB], ids=["1_mib", "15_mib"])
-async def test_big_result_arrives_whole(gateway: GatewayProcess, size: int) -> None:
-    async with connected(gateway) as client:
-        assert await call(client, "big", bytes=size) == "x" * size
+async def test_big_result_arrives_whole(client: Client, size: int) -> None:
+    assert await call(client, "big", bytes=size) == "x" * size
 
 
 @pytest.mark.parametrize("size", [MIB, 15 * MIB], ids=["1_mib", "15_mib"])
-async def test_big_argument_comes_back_whole(gateway: GatewayProcess, size: int) -> None:
+async def test_big_argument_comes_back_whole(client: Client, size: int) -> None:
     text = "0123456789abcdef" * (size // 16)
-    async with connected(gateway) as client:
-        assert await call(client, "echo", text=text) == text
+    assert await call(client, "echo", text=text) == text
 
 
-async def test_resource_is_read(gateway: GatewayProcess) -> None:
-    async with connected(gateway) as client:
-        (listed,) = (await client.list_resources()).resources
-        (content,) = (await client.read_resource(listed.uri)).contents
+async def test_resource_is_read(client: Client) -> None:
+    (listed,) = (await client.list_resources()).resources
+    (content,) = (await client.read_resource(listed.uri)).contents
     assert isinstance(content, TextResourceContents)
     assert content.text == "hello from a resource"
 
 
-async def test_prompt_is_filled_in(gateway: GatewayProcess) -> None:
-    async with connected(gateway) as client:
-        (listed,) = (await client.list_prompts()).prompts
-        (message,) = (await client.get_prompt(listed.name, {"name": "Ada"})).messages
+async def test_prompt_is_filled_in(client: Client) -> None:
+    (listed,) = (await client.list_prompts()).prompts
+    (message,) = (await client.get_prompt(listed.name, {"name": "Ada"})).messages
     assert message.content == TextContent(type="text", text="Greet Ada.")
 
 
-async def test_junk_on_the_servers_stdout_does_not_reach_the_client(
-    gateway: GatewayProcess,
+async def test_junk_on_the_servers_stdout_does_not_reach_the_client(client: Client) -> None:
+    assert await call(client, "noise") == "noise made"
+    assert await call(client, "add", a=1, b=2) == "3"
+
+
+async def test_server_that_dies_fails_the_call_and_not_the_gateway(
+    gateway: GatewayProcess, client: Client
 ) -> None:
-    async with connected(gateway) as client:
-        assert await call(client, "noise") == "noise made"
-        assert await call(client, "add", a=1, b=2) == "3"
-
-
-async def test_server_that_dies_fails_the_call_and_not_the_gateway(gateway: GatewayProcess) -> None:
-    async with connected(gateway) as client:
+    async with connected(gateway) as unlucky:
         with pytest.raises(MCPError):
-            await client.call_tool("crash", {"code": 3})
-    async with connected(gateway) as client:
-        assert await call(client, "add", a=1, b=2) == "3"
+            await unlucky.call_tool("crash", {"code": 3})
+    assert await call(client, "add", a=1, b=2) == "3"
 
 
 async def test_close_ends_the_sessions_processes(gateway: GatewayProcess) -> None:
@@ -262,41 +314,36 @@ async def test_reference_server_lists_and_calls_tools(gateway: GatewayProcess, m
         assert await call(client, "echo", message="hello") == "Echo: hello"
 
 
-async def test_reference_server_reports_progress_in_order(gateway: GatewayProcess) -> None:
+async def test_reference_server_reports_progress_in_order(reference: Client) -> None:
     progress = Progress()
-    async with connected(gateway, "reference") as client:
-        await client.call_tool(
-            "trigger-long-running-operation",
-            {"duration": 0.2, "steps": 10},
-            progress_callback=progress,
-        )
+    await reference.call_tool(
+        "trigger-long-running-operation",
+        {"duration": 0.2, "steps": 10},
+        progress_callback=progress,
+    )
     assert progress.of_the_server == list(range(1, 11))
 
 
-async def test_reference_server_asks_the_person(gateway: GatewayProcess) -> None:
-    async with connected(gateway, "reference", elicitation_callback=give_a_name) as client:
-        result = await client.call_tool("trigger-elicitation-request", {})
+async def test_reference_server_asks_the_person(reference: Client) -> None:
+    result = await reference.call_tool("trigger-elicitation-request", {})
     texts = [content.text for content in result.content if isinstance(content, TextContent)]
     assert texts[1] == "User inputs:\n- Name: Ada\n- Favorite Integer: 7"
 
 
-async def test_reference_server_samples(gateway: GatewayProcess) -> None:
-    async with connected(gateway, "reference", sampling_callback=model_that_shouts) as client:
-        answer = await call(client, "trigger-sampling-request", prompt="say it")
+async def test_reference_server_samples(reference: Client) -> None:
+    answer = await call(reference, "trigger-sampling-request", prompt="say it")
     assert "SAY IT" in answer
 
 
-async def test_reference_server_lists_the_clients_roots(gateway: GatewayProcess) -> None:
-    async with connected(gateway, "reference", list_roots_callback=two_roots) as client:
-        answer = await call(client, "get-roots-list")
+async def test_reference_server_lists_the_clients_roots(reference: Client) -> None:
+    answer = await call(reference, "get-roots-list")
     assert "file:///one" in answer
     assert "file:///two" in answer
 
 
-async def test_reference_server_serves_resources_and_prompts(gateway: GatewayProcess) -> None:
-    async with connected(gateway, "reference") as client:
-        resources = (await client.list_resources()).resources
-        assert (await client.read_resource(resources[0].uri)).contents
-        prompts = {prompt.name for prompt in (await client.list_prompts()).prompts}
-        assert "simple-prompt" in prompts
-        assert (await client.get_prompt("simple-prompt")).messages
+async def test_reference_server_serves_resources_and_prompts(reference: Client) -> None:
+    resources = (await reference.list_resources()).resources
+    assert (await reference.read_resource(resources[0].uri)).contents
+    prompts = {prompt.name for prompt in (await reference.list_prompts()).prompts}
+    assert "simple-prompt" in prompts
+    assert (await reference.get_prompt("simple-prompt")).messages

@@ -63,6 +63,12 @@ time.sleep(600)
 """
 """A child that outlives its stdin."""
 
+STUBBORN = {
+    "command": sys.executable,
+    "args": ["-c", f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{STAYER}"],
+}
+"""One that neither the end of its stdin nor SIGTERM ends."""
+
 SILENT = {"command": sys.executable, "args": ["-c", "import sys; sys.stdin.read()"]}
 """A child that never answers, so that its session never boots."""
 
@@ -172,10 +178,10 @@ async def test_end_ends_the_get_stream_cleanly(
 
 
 async def test_end_is_not_held_up_by_a_child_that_ignores_it(
-    make_gateway: Callable[..., GatewayProcess], end: End, fixture_server: dict[str, Any]
+    make_gateway: Callable[..., GatewayProcess], end: End
 ) -> None:
-    server = {**fixture_server, "env": {"EVERYTHING_IGNORE_EOF": "1"}}
-    async with make_gateway({"stubborn": server}, end.settings) as gateway, http_for(gateway) as h:
+    servers = {"stubborn": STUBBORN}
+    async with make_gateway(servers, end.settings) as gateway, http_for(gateway) as h:
         await open_session(h, gateway)
         await gateway.stop(end.number, within=EXIT_BOUND)
         await gateway.until(lambda: not gateway.processes(), "nothing is left")
@@ -412,10 +418,9 @@ async def test_session_of_an_agent_that_was_killed_leaves_the_others_alone(
 
 
 async def test_child_that_ignores_eof_and_sigterm_is_gone_after_delete(
-    make_gateway: Callable[..., GatewayProcess], fixture_server: dict[str, Any]
+    make_gateway: Callable[..., GatewayProcess],
 ) -> None:
-    server = {**fixture_server, "env": {"EVERYTHING_IGNORE_EOF": "1"}}
-    async with make_gateway({"stubborn": server}) as gateway, http_for(gateway) as http:
+    async with make_gateway({"stubborn": STUBBORN}) as gateway, http_for(gateway) as http:
         talk = await open_session(http, gateway)
         before = gateway.processes()
         assert len(before) == 2

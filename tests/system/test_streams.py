@@ -24,7 +24,7 @@ import pytest_asyncio
 from tests.system.conftest import PLAIN, GatewayProcess, is_alive, watched
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -302,14 +302,16 @@ UNTIMED = {"idle", "stderr", "message"}
 """Events that a slow machine may or may not show, and those of single messages."""
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def whole_life(
-    make_gateway: Callable[..., GatewayProcess],
+    tmp_path_factory: pytest.TempPathFactory, running: list[GatewayProcess]
 ) -> AsyncIterator[tuple[Talk, list[list[str]]]]:
     """A session from its request to its end, with every command line seen while it lived."""
     env = {"SECRET_OF_THE_SERVER": SERVER_ENV}
     servers = {"talker": {"command": sys.executable, "args": ["-c", TALKER], "env": env}}
-    async with make_gateway(servers) as gateway, http_for(gateway) as http:
+    gateway = GatewayProcess(tmp_path_factory.mktemp("life"), servers, defaults=PLAIN)
+    gateway.forked = False  # its command line is one of those
+    async with watched(gateway, running), http_for(gateway) as http:
         talk = await open_session(http, gateway)
         answer = await talk.call(1, "progress", text=ARGUMENT)
         assert answer.status == 200

@@ -208,10 +208,9 @@ def mirror(revision: str) -> Script:
 SCRIPTS = {"everything": everything, "sdk": sdk, "mirror": mirror}
 
 DIRECT = [
-    (name, revision)
-    for name in SCRIPTS
-    for revision in (*HANDSHAKES, MODERN)
-    if (name, revision) != ("everything", MODERN)
+    *(("everything", revision) for revision in HANDSHAKES),
+    *(("sdk", revision) for revision in (HANDSHAKES[1], MODERN)),  # three seconds a revision
+    *(("mirror", revision) for revision in (*HANDSHAKES, MODERN)),
 ]
 
 TRANSLATED = [("everything", MODERN), ("sdk_as_legacy", MODERN), ("sdk_as_modern", HANDSHAKES[1])]

@@ -9,7 +9,7 @@ WORKERS ?= $(shell $(PYTHON) -c 'import os; print(4 + (os.cpu_count() or 1))')
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku proof-scale proof-console browser tests heroku-cli conformance soak lint format clean
+.PHONY: help run run-heroku-emulated demo test check proof-link proof-heroku proof-scale proof-console proof-api peers tests heroku-cli conformance soak lint format clean
 
 help:  ## List the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ demo: $(READY)  ## Run the seeds' request through the whole path and show the se
 	$(BIN)/python scripts/demo.py
 
 test:  ## Everything: lint and all tests, against real clients and servers
-	@$(MAKE) --no-print-directory --jobs=2 $(READY) browser
+	@$(MAKE) --no-print-directory --jobs=2 $(READY) peers
 	@$(MAKE) --no-print-directory --jobs=2 lint tests
 
 tests: $(READY)
@@ -49,12 +49,18 @@ proof-heroku: $(READY)  ## 200 sessions on a faulty platform, ten silent minutes
 proof-scale: $(READY)  ## 10,000 calls over three gateways, then again while they are killed and the engine restarts (8 min)
 	$(BIN)/python -m tests.proof.scale
 
-proof-console: $(READY) browser  ## What an operator does, in a real Chromium; screenshots in build/console
+proof-console: $(READY) peers  ## What an operator does, in a real Chromium; screenshots in build/console
 	$(BIN)/python -m tests.proof.console
 
-browser:  # The tests of the console need a Chromium; where apt can, it is installed
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || test -n "$$NO_BROWSER" || \
-	  { echo "installing chromium (or set NO_BROWSER=1 to go without)"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
+proof-api: $(READY) peers  ## Heroku's documented endpoints, with a scripted model, real servers and a PostgreSQL
+	$(BIN)/python -m tests.proof.api
+
+peers:  # The tests need a Chromium and a PostgreSQL; where apt can, they are installed
+	@missing=""; \
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || test -n "$$NO_BROWSER" || missing="chromium fonts-dejavu-core"; \
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || test -n "$$NO_POSTGRES" || missing="$$missing postgresql"; \
+	test -z "$$missing" || { echo "installing $$missing (or set NO_BROWSER=1, NO_POSTGRES=1 to go without)"; \
+	  $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
 
 heroku-cli: $(READY)  ## The vendor's own command line and MCP server against the emulator (450 MB from npm)
 	HEROKU_CLI_TESTS=1 $(BIN)/python -m pytest -q tests/system/test_heroku_cli.py tests/system/test_heroku_vendor.py

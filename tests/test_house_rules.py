@@ -16,7 +16,7 @@ ENVIRONMENT_READERS = {
     "gateway/settings.py",
     "dyno_agent/config.py",
     "dyno_agent/__main__.py",  # hands what is left of it to the child
-    "mcp_servers/code_exec/__main__.py",
+    "mcp_servers/stdio.py",
     "clients/streamable_http.py",
     "clients/session.py",
 }

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -75,13 +76,11 @@ def test_every_direct_dependency_is_pinned_exactly() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     for file, groups in {
-        "requirements.txt": ("gateway", "clients", "servers"),
+        "requirements.txt": ("gateway", "clients", "servers", "markdown"),
         "requirements-dev.txt": tuple(extras),
     }.items():
         wanted = [*project["dependencies"], *(name for group in groups for name in extras[group])]
-        names = {
-            spec.split(";")[0].strip().split(">")[0].split("=")[0].split("<")[0] for spec in wanted
-        }
+        names = {re.split(r"[\[;<>= ]", spec)[0] for spec in wanted}
         pinned = (ROOT / file).read_text(encoding="utf-8")
         assert [name for name in names if f"\n{name}==" not in f"\n{pinned}"] == []
         assert "://" not in pinned
@@ -97,6 +96,10 @@ def test_procfile_starts_the_gateway_and_each_bundled_server() -> None:
         "web": "python -m gateway serve",
         "mcp-python": "python -m mcp_servers.code_exec",
         "mcp-ruby": "python -m mcp_servers.code_exec ruby",
+        "mcp-node": "python -m mcp_servers.code_exec node",
+        "mcp-dyno": "python -m mcp_servers.dyno_run_command",
+        "mcp-markdown": "python -m mcp_servers.markdown",
+        "mcp-postgres": "python -m mcp_servers.postgres",
     }
 
 

@@ -6,7 +6,10 @@ Knows when to install; how, the language knows.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
+
+from mcp_servers.execution import tell_beat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,7 +17,8 @@ if TYPE_CHECKING:
 
     from mcp_servers.code_exec.languages.base import Environment, Language
     from mcp_servers.code_exec.requirements import Requirement
-    from mcp_servers.code_exec.runner import Finished, Runner
+    from mcp_servers.execution import Allowance
+    from mcp_servers.processes import Beat, Finished, Runner
 
 
 class Installer:
@@ -24,7 +28,7 @@ class Installer:
         language: What makes environments and installs into them.
         runner: What runs the installs.
         root: A directory of its own, existing and empty.
-        seconds: How long one install may take.
+        allowance: What one install may use.
         variables: The environment it runs with.
     """
 
@@ -34,13 +38,13 @@ class Installer:
         runner: Runner,
         root: Path,
         *,
-        seconds: float,
+        allowance: Allowance,
         variables: Mapping[str, str],
     ) -> None:
         self._language = language
         self._runner = runner
         self._root = root
-        self._seconds = seconds
+        self._allowance = allowance
         self._variables = variables
         self._made = 0
         self._lock = asyncio.Lock()
@@ -70,8 +74,8 @@ class Installer:
             if not missing:
                 return None
             await tell("installing " + ", ".join(requirement.text for requirement in missing))
-            finished = await self._install(missing)
-        return finished if finished.timed_out or finished.returncode else None
+            finished = await self._install(missing, partial(tell_beat, "installing", tell))
+        return finished if _failed(finished) else None
 
     def _missing(self, wanted: Sequence[Requirement]) -> list[Requirement]:
         """What to install; the installer may still find that the app's packages suffice."""
@@ -85,7 +89,9 @@ class Installer:
             self._installed.clear()
         self._seen = now
 
-    async def _install(self, missing: list[Requirement]) -> Finished:
+    async def _install(
+        self, missing: list[Requirement], beat: Callable[[Beat], Awaitable[None]]
+    ) -> Finished:
         """Install, in a new environment if an install was killed at work in the present one.
 
         Half a package can look like a whole one. Calls that still run keep the old environment.
@@ -95,9 +101,9 @@ class Installer:
         anew = self._suspect
         target = self._make() if anew else self.current
         self._suspect = True  # and stays so if this is cancelled
-        finished = await self._run(target, [*kept, *missing] if anew else missing)
-        done = finished.returncode == 0 and not finished.timed_out
-        self._suspect = finished.timed_out or (anew and not done)
+        finished = await self._run(target, [*kept, *missing] if anew else missing, beat)
+        done = not _failed(finished)
+        self._suspect = _killed(finished) or (anew and not done)
         if done:
             if anew:
                 self.current, self._seen = target, target.distributions()
@@ -106,16 +112,31 @@ class Installer:
             self._installed += missing
         return finished
 
-    async def _run(self, target: Environment, requirements: Sequence[Requirement]) -> Finished:
+    async def _run(
+        self,
+        target: Environment,
+        requirements: Sequence[Requirement],
+        beat: Callable[[Beat], Awaitable[None]],
+    ) -> Finished:
         command = target.install(requirements, self._variables)
         return await self._runner.run(
             command.words,
             cwd=self._workplace,
             # What a killed install leaves goes with the session.
             environment={**command.variables, "TMPDIR": str(self._workplace)},
-            seconds=self._seconds,
+            seconds=self._allowance.seconds,
+            memory_bytes=self._allowance.memory_bytes,
+            beat=beat,
         )
 
     def _make(self) -> Environment:
         self._made += 1
         return self._language.environment(self._root / f"env-{self._made}")
+
+
+def _killed(finished: Finished) -> bool:
+    return finished.timed_out or finished.out_of_memory
+
+
+def _failed(finished: Finished) -> bool:
+    return _killed(finished) or finished.returncode != 0

@@ -1,18 +1,18 @@
 """The MCP side: one tool, its schema, its progress and the shape of its result."""
 
-import itertools
-import json
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
 from mcp_servers.code_exec.languages.base import Language
-from mcp_servers.code_exec.session import Execution, Session
+from mcp_servers.code_exec.session import Session
 from mcp_servers.code_exec.settings import Limits
+from mcp_servers.execution import Execution
+from mcp_servers.tools import answer, teller
 
 
 class Envelope(TypedDict):
@@ -67,23 +67,14 @@ def build(session: Session, language: Language, limits: Limits) -> MCPServer:
         ] = None,
         use_temp_dir: UseTempDir = False,
     ) -> Returned:
-        steps = itertools.count(1)
-
-        async def tell(what: str) -> None:
-            await ctx.report_progress(next(steps), message=what)  # no-op unless it was asked for
-
         try:
             execution = await session.execute(
-                code, packages or (), use_temp_dir=use_temp_dir, tell=tell
+                code, packages or (), use_temp_dir=use_temp_dir, tell=teller(ctx)
             )
         except OSError as error:  # no memory, no disk, no process left: the caller should know
             raise ToolError(f"The code could not be started: {error.strerror}") from error
-        result = asdict(execution)
         # isError stays false, as in the reference: that the code failed is a result.
-        return CallToolResult(
-            content=[TextContent(type="text", text=json.dumps(result, ensure_ascii=False))],
-            structured_content={"result": result},
-        )
+        return answer(asdict(execution))
 
     execute.__name__ = f"code_exec_{language.name}"  # the schema's title is made of it
     server.add_tool(

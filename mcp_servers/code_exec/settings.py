@@ -5,9 +5,11 @@ Pure: takes the environment as a mapping, reads none itself.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from mcp_servers import limits
+from mcp_servers.execution import Allowance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,17 +17,7 @@ if TYPE_CHECKING:
 TIMEOUT = "CODE_EXEC_TIMEOUT_S"
 INSTALL_TIMEOUT = "CODE_EXEC_INSTALL_TIMEOUT_S"
 MAX_OUTPUT = "CODE_EXEC_MAX_OUTPUT_BYTES"
-
-LONGEST_S = 24 * 60 * 60.0
-"""Seconds: a one-off dyno is cycled after a day at the latest, so a longer limit is a mistake."""
-
-MOST_OUTPUT = 16 * 1024 * 1024
-"""Bytes per stream. JSON writes a control character as six bytes, and the result goes out as text
-and as structured content: a frame can grow to about thirteen times this, for each stream."""
-
-
-class BadSettingError(ValueError):
-    """A variable's value is unusable; the message names the variable and what it may be."""
+MAX_MEMORY = "CODE_EXEC_MAX_MEMORY_BYTES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +28,24 @@ class Limits:
         timeout_s: Seconds that the code may run; packages are not counted in.
         install_timeout_s: Seconds that one install may take.
         max_output_bytes: Bytes kept of stdout, and as many of stderr.
+        max_memory_bytes: Bytes that the code, or an install, may have resident with all it starts;
+            None leaves it to the platform.
     """
 
     timeout_s: float = 60.0
     install_timeout_s: float = 300.0
     max_output_bytes: int = 1024 * 1024
+    max_memory_bytes: int | None = None
+
+    @property
+    def of_code(self) -> Allowance:
+        """What the code may use."""
+        return Allowance(self.timeout_s, TIMEOUT, self.max_memory_bytes, MAX_MEMORY)
+
+    @property
+    def of_install(self) -> Allowance:
+        """What an install may use."""
+        return Allowance(self.install_timeout_s, INSTALL_TIMEOUT, self.max_memory_bytes, MAX_MEMORY)
 
 
 def limits_from(environment: Mapping[str, str]) -> Limits:
@@ -51,37 +56,10 @@ def limits_from(environment: Mapping[str, str]) -> Limits:
     """
     default = Limits()
     return Limits(
-        timeout_s=_seconds(environment, TIMEOUT, default.timeout_s),
-        install_timeout_s=_seconds(environment, INSTALL_TIMEOUT, default.install_timeout_s),
-        max_output_bytes=_bytes(environment, MAX_OUTPUT, default.max_output_bytes),
+        timeout_s=limits.seconds(environment, TIMEOUT, default.timeout_s),
+        install_timeout_s=limits.seconds(environment, INSTALL_TIMEOUT, default.install_timeout_s),
+        max_output_bytes=limits.whole(
+            environment, MAX_OUTPUT, default.max_output_bytes, most=limits.MOST_OUTPUT
+        ),
+        max_memory_bytes=limits.memory(environment, MAX_MEMORY),
     )
-
-
-def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
-    text = environment.get(name, "").strip()
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= LONGEST_S:  # false for nan, too
-        raise BadSettingError(
-            f"{name}={text!r}: must be a number of seconds above 0, at most {LONGEST_S:g}"
-        )
-    return value
-
-
-def _bytes(environment: Mapping[str, str], name: str, default: int) -> int:
-    text = environment.get(name, "").strip()
-    if not text:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= MOST_OUTPUT:
-        raise BadSettingError(
-            f"{name}={text!r}: must be a whole number of bytes from 1 to {MOST_OUTPUT}"
-        )
-    return value

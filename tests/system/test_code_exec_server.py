@@ -237,19 +237,6 @@ async def test_temporary_directory_is_not_the_session_s(tmp_path: Path) -> None:
         assert not exists(removed)
 
 
-@pytest.mark.usefixtures("measured")
-async def test_progress_is_reported_to_who_asks(tmp_path: Path) -> None:
-    told: list[tuple[float, str | None]] = []
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        told.append((progress, message))
-
-    async with connected(tmp_path) as client:
-        arguments = {"code": "print(1)"}
-        await client.call_tool("code_exec_python", arguments, progress_callback=on_progress)
-    assert told == [(1.0, "running")]
-
-
 # -- packages --------------------------------------------------------------------------------------
 
 
@@ -402,14 +389,17 @@ async def test_bad_setting_is_named_and_the_server_does_not_start(tmp_path: Path
 @pytest.mark.usefixtures("measured")
 async def test_unknown_language_is_bad_usage(tmp_path: Path) -> None:
     status, said = await refusal(tmp_path, "cobol")
-    assert (status, said) == (64, "usage: python -m mcp_servers.code_exec [python|ruby]\n")
+    assert (status, said) == (64, "usage: python -m mcp_servers.code_exec [python|ruby|node|go]\n")
 
 
 @pytest.mark.usefixtures("measured")
-async def test_server_of_a_language_that_is_missing_does_not_start(tmp_path: Path) -> None:
-    status, said = await refusal(tmp_path, "ruby", PATH=str(tmp_path))
+@pytest.mark.parametrize("language", ["ruby", "go"])
+async def test_server_of_a_language_that_is_missing_does_not_start(
+    tmp_path: Path, language: str
+) -> None:
+    status, said = await refusal(tmp_path, language, PATH=str(tmp_path))
     assert status == 78
-    assert said.startswith("code_exec: there is no `ruby` on the PATH")
+    assert said.startswith(f"code_exec: there is no `{language}` on the PATH")
 
 
 # -- Ruby ------------------------------------------------------------------------------------------
@@ -428,36 +418,6 @@ File.write("{told}.new", "#{{$$}} #{{Process.ppid}} #{{grandchild}}")
 File.rename("{told}.new", "{told}")
 sleep 600
 """
-
-
-async def test_ruby_s_tool_has_the_same_arguments_and_result(tmp_path: Path) -> None:
-    """Any program called `ruby` will do: none is run."""
-    fake = tmp_path / "bin" / "ruby"
-    fake.parent.mkdir()
-    fake.touch(mode=0o755)
-    async with connected(tmp_path) as client:
-        (python,) = (await client.list_tools()).tools
-    path = f"{fake.parent}:{os.environ['PATH']}"
-    async with connected(tmp_path, language="ruby", PATH=path) as client:
-        (ruby,) = (await client.list_tools()).tools
-    assert (ruby.name, ruby.input_schema["title"]) == ("code_exec_ruby", "code_exec_rubyArguments")
-    assert bare(ruby.input_schema) == bare(python.input_schema)
-    assert ruby.output_schema == python.output_schema
-
-
-def bare(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema without what is for people."""
-    told = {"description", "examples", "title"}
-    return {
-        name: {
-            argument: {key: value for key, value in about.items() if key not in told}
-            for argument, about in part.items()
-        }
-        if name == "properties"
-        else part
-        for name, part in schema.items()
-        if name not in told
-    }
 
 
 @needs_ruby
@@ -503,3 +463,21 @@ async def test_cancelled_ruby_call_leaves_no_process(tmp_path: Path) -> None:
             call.cancel()
         await until(lambda: not psutil.pid_exists(code) and not is_alive(grandchild))
         assert is_alive(server)
+
+
+# -- Node ------------------------------------------------------------------------------------------
+
+
+async def test_node_code_runs_with_a_package_of_the_index(tmp_path: Path, node: Path) -> None:
+    """Installs a small package from the index; the tool is called as Heroku's reference has it."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "node").symlink_to(node)
+    npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    (binaries / "npm").symlink_to(npm)
+    path = f"{binaries}:{os.environ['PATH']}"
+    code = "import ms from 'ms'; console.log(await Promise.resolve(ms('1h')))"
+    async with connected(tmp_path, within=INSTALL_BOUND_S, language="node", PATH=path) as client:
+        arguments = {"code": code, "packages": ["ms@2.1.3"]}
+        answer = await client.call_tool("code_exec_node", arguments)
+    assert result_of(answer) == {"returncode": 0, "stdout": "3600000", "stderr": ""}

@@ -7,15 +7,18 @@ import os
 import re
 import signal
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mcp import Client
 
 from mcp_servers.code_exec.installer import Installer
+from mcp_servers.code_exec.languages import LANGUAGES
 from mcp_servers.code_exec.languages.python import Python, PythonEnvironment
 from mcp_servers.code_exec.requirements import (
     MOST_PACKAGES,
@@ -23,9 +26,12 @@ from mcp_servers.code_exec.requirements import (
     Requirement,
     parse_all,
 )
-from mcp_servers.code_exec.runner import Capture, Finished, Runner
-from mcp_servers.code_exec.session import Execution, Session
-from mcp_servers.code_exec.settings import BadSettingError, Limits, limits_from
+from mcp_servers.code_exec.server import build
+from mcp_servers.code_exec.session import Session
+from mcp_servers.code_exec.settings import Limits, limits_from
+from mcp_servers.execution import Allowance, Execution
+from mcp_servers.limits import BadSettingError, flag, whole
+from mcp_servers.processes import Beat, Capture, Finished, Runner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -40,6 +46,8 @@ FOREVER_S = 600.0
 
 OK = Finished(returncode=0, stdout="", stderr="", timed_out=False)
 FAILED = Finished(returncode=1, stdout="", stderr="no such package", timed_out=False)
+ALLOWANCE = Allowance(1.0, "THE_TIME", 7, "THE_MEMORY")
+LARGE = Finished(returncode=137, stdout="", stderr="", out_of_memory=True)
 LATE = Finished(returncode=137, stdout="", stderr="", timed_out=True)
 
 
@@ -69,7 +77,7 @@ def exists(path: str) -> bool:
 
 
 def test_missing_and_empty_variables_leave_the_defaults() -> None:
-    assert limits_from({"CODE_EXEC_TIMEOUT_S": ""}) == Limits(60.0, 300.0, 1024 * 1024)
+    assert limits_from({"CODE_EXEC_TIMEOUT_S": ""}) == Limits(60.0, 300.0, 1024 * 1024, None)
 
 
 def test_variables_set_the_limits() -> None:
@@ -77,8 +85,9 @@ def test_variables_set_the_limits() -> None:
         "CODE_EXEC_TIMEOUT_S": "2.5",
         "CODE_EXEC_INSTALL_TIMEOUT_S": " 30 ",
         "CODE_EXEC_MAX_OUTPUT_BYTES": "4096",
+        "CODE_EXEC_MAX_MEMORY_BYTES": "1048576",
     }
-    assert limits_from(variables) == Limits(2.5, 30.0, 4096)
+    assert limits_from(variables) == Limits(2.5, 30.0, 4096, 1048576)
 
 
 @pytest.mark.parametrize("name", ["CODE_EXEC_TIMEOUT_S", "CODE_EXEC_INSTALL_TIMEOUT_S"])
@@ -92,6 +101,30 @@ def test_bad_time_is_refused_by_name(name: str, value: str) -> None:
 def test_bad_output_limit_is_refused_by_name(value: str) -> None:
     with pytest.raises(BadSettingError, match="CODE_EXEC_MAX_OUTPUT_BYTES"):
         limits_from({"CODE_EXEC_MAX_OUTPUT_BYTES": value})
+
+
+@pytest.mark.parametrize("value", ["512", "512M", "1048575", "1e9", "9999999999999"])
+def test_bad_memory_limit_is_refused_by_name(value: str) -> None:
+    with pytest.raises(BadSettingError, match="CODE_EXEC_MAX_MEMORY_BYTES"):
+        limits_from({"CODE_EXEC_MAX_MEMORY_BYTES": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("FALSE ", False), ("", True), (None, True)]
+)
+def test_flag_is_true_or_false_or_the_default(text: str | None, value: bool) -> None:
+    environment = {} if text is None else {"THE_FLAG": text}
+    assert flag(environment, "THE_FLAG", default=True) is value
+
+
+def test_flag_that_is_neither_is_refused_by_name() -> None:
+    with pytest.raises(BadSettingError, match="THE_FLAG='yes'"):
+        flag({"THE_FLAG": "yes"}, "THE_FLAG")
+
+
+def test_number_outside_its_range_is_refused_with_the_range_and_the_unit() -> None:
+    with pytest.raises(BadSettingError, match=r"THE_ROWS='4': .* number of rows from 5 to 9"):
+        whole({"THE_ROWS": "4"}, "THE_ROWS", 6, least=5, most=9, unit="rows")
 
 
 # -- requirements ----------------------------------------------------------------------------------
@@ -174,7 +207,7 @@ def test_too_many_requirements_are_refused() -> None:
 
 @given(st.lists(st.binary(max_size=20), max_size=10), st.integers(1, 60))
 def test_capture_keeps_start_and_end_and_tells_what_it_cut(chunks: list[bytes], limit: int) -> None:
-    capture, whole = Capture(limit), b"".join(chunks)
+    capture, whole = Capture(limit, "THE_LIMIT"), b"".join(chunks)
     for chunk in chunks:
         capture.feed(chunk)
 
@@ -182,7 +215,9 @@ def test_capture_keeps_start_and_end_and_tells_what_it_cut(chunks: list[bytes], 
         assert capture.text() == whole.decode(errors="replace")
     else:
         tail = limit // 2
-        marker = f"\n[... {len(whole) - limit} bytes cut: the limit is {limit} bytes, "
+        marker = (
+            f"\n[... {len(whole) - limit} bytes cut: the limit is {limit} bytes, see THE_LIMIT "
+        )
         start, end = whole[: limit - tail], whole[len(whole) - tail :]
         assert capture.text().startswith(start.decode(errors="replace") + marker)
         assert capture.text().endswith("...]\n" + end.decode(errors="replace"))
@@ -193,7 +228,7 @@ def test_capture_keeps_start_and_end_and_tells_what_it_cut(chunks: list[bytes], 
 
 @pytest.fixture
 async def runner() -> Runner:
-    return Runner(output_bytes=4096)
+    return Runner(4096, "THE_LIMIT")
 
 
 async def python(
@@ -253,7 +288,7 @@ async def test_output_beyond_the_limit_does_not_block_the_child(
     finished = await python(runner, code, tmp_path)
     assert finished.returncode == 0
     assert f"{50001 + 100 * 50000 + 4 - 4096} bytes cut" in finished.stdout
-    assert "CODE_EXEC_MAX_OUTPUT_BYTES" in finished.stdout
+    assert "see THE_LIMIT" in finished.stdout
     assert finished.stdout.startswith("xx")
     assert finished.stdout.endswith("yy\nend\n")
 
@@ -324,12 +359,131 @@ async def test_missing_program_is_an_os_error_and_leaks_no_descriptor(
     assert psutil.Process().num_fds() == before
 
 
+async def test_word_that_no_process_can_have_is_a_value_error_and_leaks_no_descriptor(
+    runner: Runner, tmp_path: Path
+) -> None:
+    before = psutil.Process().num_fds()
+    with pytest.raises(ValueError, match="null byte"):
+        await runner.run([sys.executable, "\0"], cwd=tmp_path, environment={}, seconds=1)
+    assert psutil.Process().num_fds() == before
+
+
 async def test_runs_leave_no_descriptor_open(runner: Runner, tmp_path: Path) -> None:
     await python(runner, "", tmp_path)
     before = psutil.Process().num_fds()
     for _ in range(3):
         await python(runner, "print(1)", tmp_path)
     assert psutil.Process().num_fds() == before
+
+
+# -- memory and beats ------------------------------------------------------------------------------
+
+MIB = 1024 * 1024
+
+GREEDY = """
+import os, pathlib, subprocess, sys, time
+code = "import time; held = bytearray(b'x') * (48 << 20); time.sleep(600)"
+grandchild = subprocess.Popen([sys.executable, "-c", code])
+told = pathlib.Path(sys.argv[1])
+told.with_suffix(".new").write_text(f"{os.getpid()} {grandchild.pid}")
+told.with_suffix(".new").rename(told)
+held = bytearray(b"x") * (48 << 20)
+time.sleep(600)
+"""
+"""Two processes with 48 MiB each."""
+
+PATIENT = """
+import pathlib, sys, time
+print("12345", flush=True)
+while not pathlib.Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+"""
+"""Prints six bytes, then waits for a file."""
+
+
+async def test_group_that_has_more_memory_than_it_may_is_killed(
+    runner: Runner, tmp_path: Path
+) -> None:
+    """Neither of its processes has as much alone."""
+    told = tmp_path / "pids"
+    async with asyncio.timeout(BOUND_S):
+        finished = await runner.run(
+            [sys.executable, "-c", GREEDY, str(told)],
+            cwd=tmp_path,
+            environment={},
+            seconds=FOREVER_S,
+            memory_bytes=90 * MIB,
+        )
+    assert (finished.out_of_memory, finished.timed_out, finished.returncode) == (True, False, 137)
+    await until(lambda: not any(map(is_alive, family(told))))
+
+
+async def test_group_that_has_no_more_memory_than_it_may_is_left_alone(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends by itself once it was looked at three times and found to have all that it may."""
+    weights = iter([5, 29, 30])
+    asked = []
+
+    def weigh(group: int) -> int:
+        asked.append(group)
+        weight = next(weights, 30)
+        if len(asked) == 3:
+            (tmp_path / "go").touch()
+        return weight
+
+    monkeypatch.setattr("mcp_servers.processes._resident", weigh)
+    async with asyncio.timeout(BOUND_S):
+        finished = await runner.run(
+            [sys.executable, "-c", PATIENT, "go"],
+            cwd=tmp_path,
+            environment={},
+            seconds=FOREVER_S,
+            memory_bytes=30,
+        )
+    assert finished == Finished(0, "12345\n", "")
+    assert len(asked) >= 3
+
+
+async def test_beats_tell_the_time_and_the_output_until_the_end(tmp_path: Path) -> None:
+    beats: list[Beat] = []
+
+    async def beat(one: Beat) -> None:
+        beats.append(one)
+        if one.output_bytes and len(beats) > 2:
+            (tmp_path / "go").touch()
+
+    async with asyncio.timeout(BOUND_S):
+        finished = await Runner(4096, "THE_LIMIT", beat_s=0.01).run(
+            [sys.executable, "-c", PATIENT, "go"],
+            cwd=tmp_path,
+            environment={},
+            seconds=FOREVER_S,
+            beat=beat,
+        )
+    assert finished.returncode == 0
+    assert beats[-1].output_bytes == 6
+    assert 0 < beats[0].seconds < beats[1].seconds < beats[2].seconds
+
+
+async def test_beat_that_nobody_takes_holds_nothing_up(tmp_path: Path) -> None:
+    started = asyncio.Event()
+
+    async def beat(_one: Beat) -> None:
+        (tmp_path / "go").touch()
+        started.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(BOUND_S):
+        finished = await Runner(4096, "THE_LIMIT", beat_s=0.01).run(
+            [sys.executable, "-c", PATIENT, "go"],
+            cwd=tmp_path,
+            environment={},
+            seconds=FOREVER_S,
+            beat=beat,
+        )
+    assert started.is_set()
+    assert finished.returncode == 0
 
 
 # -- installer -------------------------------------------------------------------------------------
@@ -339,11 +493,12 @@ class FakePip(Runner):
     """Runs nothing: records what pip was asked and ends as the test says."""
 
     def __init__(self) -> None:
-        super().__init__(output_bytes=1)
+        super().__init__(1, "THE_LIMIT")
         self.asked: list[list[str]] = []
         self.pythons: list[Path] = []
         self.environments: list[Mapping[str, str]] = []
         self.ends: list[Finished] = []
+        self.allowed: list[tuple[float, int | None]] = []
         self.hold: asyncio.Event | None = None
         self.effect: Callable[[Path], object] = lambda site: None
 
@@ -354,11 +509,14 @@ class FakePip(Runner):
         cwd: Path,
         environment: Mapping[str, str],
         seconds: float,
+        memory_bytes: int | None = None,
+        beat: Callable[[Beat], Awaitable[None]] | None = None,
     ) -> Finished:
         words = [str(word) for word in command]
         self.asked.append(words[words.index("--") + 1 :])
         self.pythons.append(Path(words[0]))
         self.environments.append(environment)
+        self.allowed.append((seconds, memory_bytes))
         assert names_in(cwd) == []  # nothing that a name could be taken for
         if self.hold is not None:
             await self.hold.wait()
@@ -373,7 +531,7 @@ async def pip() -> FakePip:
 
 @pytest.fixture
 async def installer(pip: FakePip, tmp_path: Path) -> Installer:
-    return Installer(Python(), pip, tmp_path, seconds=1, variables={"PATH": "/usr/bin"})
+    return Installer(Python(), pip, tmp_path, allowance=ALLOWANCE, variables={"PATH": "/usr/bin"})
 
 
 async def silent(_line: str) -> None:
@@ -446,6 +604,20 @@ async def test_cancelled_install_is_made_good_in_a_new_environment(
     pip.hold = None
     assert await ensure(installer, "a") is None
     assert pip.pythons[1] != pip.pythons[0]
+
+
+async def test_install_that_took_too_much_memory_is_made_good_in_a_new_environment(
+    installer: Installer, pip: FakePip
+) -> None:
+    pip.ends = [LARGE]
+    assert await ensure(installer, "a") == LARGE
+    assert await ensure(installer, "a") is None
+    assert pip.pythons[1] != pip.pythons[0]
+
+
+async def test_install_may_use_what_was_allowed(installer: Installer, pip: FakePip) -> None:
+    await ensure(installer, "a")
+    assert pip.allowed == [(1.0, 7)]
 
 
 async def test_failed_repair_is_tried_again_elsewhere(installer: Installer, pip: FakePip) -> None:
@@ -573,3 +745,125 @@ async def test_pip_that_is_too_slow_is_a_time_out_that_names_its_limit(
     assert (execution.returncode, execution.stdout) == (-2, "")
     assert "CODE_EXEC_INSTALL_TIMEOUT_S" in execution.stderr
     assert "0.001 s" in execution.stderr
+
+
+async def test_code_that_takes_too_much_memory_is_killed_and_told_by_whose_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    session = Session(Python(), Limits(max_memory_bytes=64 * MIB), dict(os.environ))
+    code = "print('before', flush=True); x = bytearray(b'x') * (128 << 20)"
+    try:
+        execution = await execute(session, code + "\nimport time; time.sleep(600)")
+    finally:
+        session.close()
+    assert (execution.returncode, execution.stdout) == (137, "before")
+    last = execution.stderr.splitlines()[-1]
+    assert last.startswith("Error: Execution was killed: it had more than 67108864 bytes of memory")
+    assert last.endswith("CODE_EXEC_MAX_MEMORY_BYTES.")
+
+
+async def test_progress_tells_for_how_long_and_what_was_printed(session: Session) -> None:
+    lines: list[str] = []
+    work = session._scratch
+
+    async def tell(line: str) -> None:
+        lines.append(line)
+        if line.endswith(", 4 bytes of output"):
+            (work / "go").touch()
+
+    code = """
+import pathlib, time
+print("one")
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+"""
+    session._runner._beat_s = 0.01
+    async with asyncio.timeout(BOUND_S):
+        await session.execute(code, tell=tell)
+    assert lines[0] == "running"
+    assert re.fullmatch(r"running for \d+ s, 4 bytes of output", lines[-1])
+
+
+# -- the tool --------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def tool(tmp_path: Path, name: str) -> AsyncIterator[Client]:
+    """A client of a server in this process; any programs of the right names will do."""
+    for program in ("ruby", "node", "npm", "go"):
+        (tmp_path / program).touch(mode=0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    language, limits = LANGUAGES[name](environment), Limits()
+    session = Session(language, limits, environment)
+    try:
+        async with asyncio.timeout(BOUND_S), Client(build(session, language, limits)) as client:
+            yield client
+    finally:
+        session.close()
+
+
+def bare(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without what is for people."""
+    told = {"description", "examples", "title"}
+    return {
+        name: {
+            argument: {key: value for key, value in about.items() if key not in told}
+            for argument, about in part.items()
+        }
+        if name == "properties"
+        else part
+        for name, part in schema.items()
+        if name not in told
+    }
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+async def test_tool_of_every_language_has_the_arguments_and_the_result_of_python_s(
+    tmp_path: Path, name: str
+) -> None:
+    async with tool(tmp_path, "python") as client:
+        (python,) = (await client.list_tools()).tools
+    async with tool(tmp_path, name) as client:
+        (other,) = (await client.list_tools()).tools
+    assert other.name == f"code_exec_{name}"
+    assert other.input_schema["title"] == f"code_exec_{name}Arguments"
+    assert bare(other.input_schema) == bare(python.input_schema)
+    assert list(other.input_schema["properties"]) == ["code", "packages", "use_temp_dir"]
+    assert other.output_schema == python.output_schema
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+async def test_examples_of_packages_are_packages(tmp_path: Path, name: str) -> None:
+    """What the model is shown is let through."""
+    (tmp_path / name).touch(mode=0o755)
+    (tmp_path / "npm").touch(mode=0o755)
+    language = LANGUAGES[name]({"PATH": str(tmp_path)})
+    for example in language.words.requirements:
+        assert len(parse_all(example, language.parse)) == len(example)
+
+
+async def test_progress_reaches_the_caller_over_mcp(tmp_path: Path) -> None:
+    told: list[tuple[float, str | None]] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        told.append((progress, message))
+
+    async with tool(tmp_path, "python") as client:
+        answer = await client.call_tool(
+            "code_exec_python", {"code": "print(1)"}, progress_callback=on_progress
+        )
+    assert answer.structured_content == {
+        "result": {"returncode": 0, "stdout": "1", "stderr": ""},
+    }
+    assert told == [(1.0, "running")]
+
+
+async def test_code_that_cannot_be_started_is_an_error_of_the_tool(tmp_path: Path) -> None:
+    """The fake interpreter is an empty file without a format."""
+    async with tool(tmp_path, "ruby") as client:
+        answer = await client.call_tool("code_exec_ruby", {"code": ""})
+    (block,) = answer.content
+    assert block.type == "text"
+    assert answer.is_error
+    assert "The code could not be started: Exec format error" in block.text

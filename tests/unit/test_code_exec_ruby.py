@@ -21,8 +21,9 @@ from mcp_servers.code_exec.languages import LANGUAGES
 from mcp_servers.code_exec.languages.base import MissingLanguageError
 from mcp_servers.code_exec.languages.ruby import Ruby, RubyEnvironment
 from mcp_servers.code_exec.requirements import BadRequirementError, Requirement
-from mcp_servers.code_exec.session import Execution, Session
+from mcp_servers.code_exec.session import Session
 from mcp_servers.code_exec.settings import Limits
+from mcp_servers.execution import Execution
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

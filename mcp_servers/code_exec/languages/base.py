@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mcp_servers.limits import CannotServeError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from mcp_servers.code_exec.requirements import Requirement
 
 
-class MissingLanguageError(Exception):
+class MissingLanguageError(CannotServeError):
     """This machine cannot run the language; the message says what is missing."""
 
 
@@ -73,8 +75,10 @@ class Environment(Protocol):
         """How to run a script with the packages.
 
         Args:
-            script: The code, in a directory of this call's own, which may take more files.
+            script: The code: in a directory of this call's own, which may take more files, or in
+                the working directory if the language wants it `beside_files`.
             work: The working directory, from which the code can load what earlier code has written.
+                The directory that it lies in is the session's, too, and may take more files.
             requirements: What this call asked for; all installed.
             variables: The environment to hand on.
         """
@@ -87,11 +91,14 @@ class Language(Protocol):
     Attributes:
         name: In the tool's name, `code_exec_<name>`, and on the server's command line.
         script: File name of a program.
+        beside_files: Whether a program has to lie in the working directory, under a name of ours,
+            as it finds other files by where it lies itself.
         words: For the tool's description.
     """
 
     name: str
     script: str
+    beside_files: bool
     words: Words
 
     def parse(self, text: str) -> Requirement:

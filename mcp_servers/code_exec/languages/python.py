@@ -112,6 +112,7 @@ class Python:
 
     name = "python"
     script = "main.py"
+    beside_files = False
     words = Words(
         title="Python",
         show="print()",

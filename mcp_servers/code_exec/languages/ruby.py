@@ -95,6 +95,7 @@ class Ruby:
 
     name = "ruby"
     script = "main.rb"
+    beside_files = False
     words = Words(
         title="Ruby",
         show="puts",

@@ -1,0 +1,32 @@
+"""`python -m mcp_servers.postgres`: serve on stdin and stdout until stdin ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mcp_servers import stdio
+from mcp_servers.postgres.attachments import Attachments
+from mcp_servers.postgres.server import build
+from mcp_servers.postgres.settings import settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def main() -> None:
+    """Run the server.
+
+    Exits with a line on stderr: with 64 if there are arguments, with 78 if a setting is unusable.
+    """
+    if len(sys.argv) > 1:
+        stdio.refuse_usage("python -m mcp_servers.postgres")
+    stdio.run("postgres", _prepare)
+
+
+def _prepare(environment: Mapping[str, str]) -> stdio.Service:
+    return stdio.Service(build(Attachments(environment), settings_from(environment)))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,8 @@ INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
 INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
+RESOURCE_NOT_FOUND = -32002
+"""MCP up to 2025-11-25, server/resources, "Error Handling"."""
 SESSION_NOT_FOUND = -32001
 """What the TypeScript SDK answers for an unknown session; clients in the field know it."""
 HEADER_MISMATCH = -32020
@@ -298,3 +300,22 @@ class AnswerTooBig(SessionFailure):
     """The child's answer was over the message limit and was thrown away."""
 
     reason = "answer_too_big"
+
+
+class UnknownItem(GatewayError):
+    """A toolkit has no tool or prompt of this name, or several members have it.
+
+    Its status is the one that servers answer it with where HTTP says nothing of methods: clients
+    with a handshake take a 404 for the end of their session. MCP 2026-07-28 has 400 for its code.
+    """
+
+    status, code, reason = 200, INVALID_PARAMS, "unknown_item"
+
+
+class UnknownResource(UnknownItem):
+    """No member of a toolkit can be told that has this resource; to clients with a handshake.
+
+    MCP 2026-07-28 has no such code any more: there it is an `UnknownItem`.
+    """
+
+    code, reason = RESOURCE_NOT_FOUND, "unknown_resource"

@@ -52,7 +52,12 @@ def _serve(environment: Mapping[str, str], env_file: Path | None, greet: Greet) 
     try:
         settings = configuration.load(env_file)
         logs.configure(settings.log_level, settings.log_format)
-        registry = load_servers(settings.servers_file, environment)
+        registry = load_servers(
+            settings.servers_file,
+            environment,
+            separator=settings.toolkit_separator,
+            discovers=bool(settings.heroku_apps),
+        )
         serving = composition.serve(
             settings, registry, lambda: greet(settings, registry.names), dict(environment)
         )

@@ -45,6 +45,11 @@ class Process(Protocol):
         """The app's current release."""
         ...
 
+    @property
+    def app_id(self) -> str:
+        """The platform's own name of the app; empty if it does not say."""
+        ...
+
 
 class Survey(Protocol):
     """What one look at all apps has found."""
@@ -79,7 +84,7 @@ def merge(
         before: what an app that could not be looked at had goes on as it was.
     """
     found = {(process.app, process.process_type): process for process in survey.processes}
-    releases = {process.app: process.release for process in survey.processes}
+    of_app = {process.app: process for process in survey.processes}
     servers: dict[str, ServerDefinition] = {}
     for entry in entries:
         process = found.get((entry.app or "", entry.process_type or ""))
@@ -87,8 +92,10 @@ def merge(
         if process is not None:
             servers[entry.name] = _filled(entry, process)
         elif not entry.process_type:
-            release = releases.get(entry.app or "", known.release if known else "")
-            servers[entry.name] = msgspec.structs.replace(entry, release=release)
+            told: Process | ServerDefinition = of_app.get(entry.app or "") or known or entry
+            servers[entry.name] = msgspec.structs.replace(
+                entry, release=told.release, app_id=told.app_id
+            )
         elif entry.app in survey.failed and known is not None and known.command:
             servers[entry.name] = known
     for known in before.servers:
@@ -118,6 +125,7 @@ def _filled(entry: ServerDefinition, process: Process) -> ServerDefinition:
         args=["-c", process.command],
         size=entry.size or process.size,
         release=process.release,
+        app_id=process.app_id,
     )
 
 

@@ -2,6 +2,7 @@
 
 The file has the shape that MCP clients use (`mcpServers`), with more keys per server. `${VAR}` and
 `${VAR:-default}` in `command`, `args`, `env` and `cwd` are filled from the gateway's environment.
+Beside them it may name sets of servers (`toolkits`), each of which is one server to its clients.
 """
 
 import json
@@ -9,11 +10,26 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from gateway.registry.windows import MOST_WARM, Warmth
+
+TOOLKIT: Final = "toolkit/"
+"""Begins the names of toolkits' definitions: no server's name has a slash."""
+
+ALL: Final = "all"
+"""The toolkit of every server. There always is one."""
+
+EVERY: Final = "*"
+"""Stands for all servers there are, in a toolkit's list of its members."""
+
+TOOLKIT_LIFETIME_S = 86_400.0
+"""How long a client may go on with its session of a toolkit, which costs nothing by itself."""
+
+Separator = Literal["/", "__", "."]
+"""What stands between the names of a server and of its tool in a toolkit."""
 
 
 class BadServersFile(Exception):
@@ -35,6 +51,7 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         agent: where its dynos have the agent from: the gateway (`fetched`), or the app's own
             packages (`installed`).
         release: of the app, once discovered; another one means another slug.
+        app_id: the platform's own name of the app, once discovered.
         warm: how many dynos to keep parked: a number, or one per window of the week.
         boot_timeout: from the request to the child's first answer; None takes the launcher's.
         idle_timeout: without activity.
@@ -53,6 +70,8 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             what it says (`messages`), or that too, redacted (`payloads`).
         record_bytes: what is kept of one payload.
         redact: regular expressions of what else is not to be kept.
+        toolkit: names of its members, if it is no server but a set of them; `*` for all there are.
+        separator: what stands between a member's name and its tool's, towards clients.
     """
 
     name: str = ""
@@ -66,6 +85,7 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     process_type: str | None = None
     agent: Literal["fetched", "installed"] = "fetched"
     release: str = ""
+    app_id: str = ""
     warm: Warmth = 0
     boot_timeout: float | None = None
     idle_timeout: float = 1800.0
@@ -81,6 +101,8 @@ class ServerDefinition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     record: Literal["off", "messages", "payloads"] = "messages"
     record_bytes: int = 2048
     redact: list[str] = []
+    toolkit: tuple[str, ...] | None = None
+    separator: Separator = "/"
 
     def __repr__(self) -> str:
         """Name only: env may hold secrets."""
@@ -95,14 +117,51 @@ class Change:
     gone: frozenset[str]
 
 
+def toolkit(
+    name: str,
+    members: Sequence[str] = (EVERY,),
+    separator: Separator = "/",
+    description: str = "",
+) -> ServerDefinition:
+    """Return the definition of a toolkit: a server without a child of its own.
+
+    Args:
+        name: without `TOOLKIT`.
+        members: names of servers, or `EVERY` alone.
+        separator: between their names and those of their tools.
+        description: one line for people.
+    """
+    return ServerDefinition(
+        name=TOOLKIT + name,
+        toolkit=tuple(members),
+        separator=separator,
+        description=description,
+        era="dual",
+        stale="rebuild",
+        max_lifetime=TOOLKIT_LIFETIME_S,
+    )
+
+
 class Registry:
-    """The servers of this gateway by name.
+    """The servers of this gateway by name, and its toolkits.
+
+    Args:
+        servers: all there are for now, see `replace`.
+        toolkits: as `toolkit` makes them; `ALL` is added unless it is among them.
+        separator: of the added one.
 
     Raises:
         BadServersFile: from the constructor, when no default can be told.
     """
 
-    def __init__(self, servers: Sequence[ServerDefinition]) -> None:
+    def __init__(
+        self,
+        servers: Sequence[ServerDefinition],
+        toolkits: Sequence[ServerDefinition] = (),
+        separator: Separator = "/",
+    ) -> None:
+        every = toolkit(ALL, separator=separator, description="every server")
+        self._toolkits = {each.name: each for each in (every, *toolkits)}
         self._servers: dict[str, ServerDefinition] = {}
         self._disconnected: dict[str, ServerDefinition] = {}
         self._listeners: list[Callable[[Change], None]] = []
@@ -111,6 +170,8 @@ class Registry:
 
     def replace(self, servers: Sequence[ServerDefinition]) -> Change:
         """Take these servers for all there are, and tell those who subscribed.
+
+        Toolkits stay; who their members are follows.
 
         Raises:
             BadServersFile: no default can be told; nothing is replaced.
@@ -137,12 +198,32 @@ class Registry:
         self._listeners.append(listener)
 
     def find(self, name: str) -> ServerDefinition | None:
-        """Return the server of this name that new sessions may be opened with."""
-        return self._servers.get(name)
+        """Return the server, or `toolkit/…`, that new sessions may be opened with."""
+        return self._servers.get(name) or self._toolkits.get(name)
 
     def known(self, name: str) -> ServerDefinition | None:
-        """Return the server of this name, though it may be disconnected: its sessions go on."""
-        return self._servers.get(name) or self._disconnected.get(name)
+        """Return what `find` does, though it may be disconnected: its sessions go on."""
+        return self.find(name) or self._disconnected.get(name)
+
+    def toolkit(self, name: str) -> ServerDefinition | None:
+        """Return the definition of a toolkit; its name is given without `toolkit/`."""
+        return self._toolkits.get(TOOLKIT + name)
+
+    @property
+    def toolkits(self) -> list[ServerDefinition]:
+        """All toolkits, sorted by name."""
+        return [self._toolkits[name] for name in sorted(self._toolkits)]
+
+    def members(self, toolkit: ServerDefinition) -> list[ServerDefinition]:
+        """Return the servers of a toolkit that are connected now.
+
+        They are in the file's order, or sorted by name for all there are. Servers without a
+        catalogue are none of them: nobody knows what they have before they run.
+        """
+        named = toolkit.toolkit or ()
+        names = self.names if EVERY in named else named
+        found = (self._servers.get(name) for name in names)
+        return [server for server in found if server is not None and server.catalogue]
 
     @property
     def servers(self) -> list[ServerDefinition]:
@@ -165,19 +246,39 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 MOST_RECORDED = 6144
 """Bytes of a payload that one line of a story has room for."""
 
-_LEARNED = {"name", "release"}
+_LEARNED = {"name", "release", "app_id", "toolkit", "separator"}
 _DURATIONS = ("boot_timeout", "idle_timeout", "max_lifetime", "call_timeout")
 
 
-def load(path: Path | None, environment: Mapping[str, str]) -> Registry:
+class _Toolkit(msgspec.Struct, forbid_unknown_fields=True):
+    """What the servers file may say of a toolkit."""
+
+    servers: list[str]
+    separator: Separator | None = None
+    description: str = ""
+
+
+def load(
+    path: Path | None,
+    environment: Mapping[str, str],
+    *,
+    separator: Separator = "/",
+    discovers: bool = False,
+) -> Registry:
     """Read, fill and check the servers file; without one there is no server yet.
 
+    Args:
+        path: of the file.
+        environment: fills its variables.
+        separator: of toolkits that name none.
+        discovers: other servers than the file's may come, so toolkits may name them.
+
     Raises:
-        BadServersFile: unreadable, not JSON, an unknown or wrong key, a bad name, or a variable
-            that is not set.
+        BadServersFile: unreadable, not JSON, an unknown or wrong key, a bad name, a variable
+            that is not set, or a toolkit with a member that cannot be.
     """
     if path is None:
-        return Registry([])
+        return Registry([], separator=separator)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -188,17 +289,60 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Registry:
     if not isinstance(entries, dict) or not entries:
         raise BadServersFile(f'{path}: expected {{"mcpServers": {{"name": {{"command": …}}}}}}')
     try:
-        return Registry([_define(name, entry, environment) for name, entry in entries.items()])
+        servers = [_define(name, entry, environment) for name, entry in entries.items()]
+        toolkits = _toolkits(document.get("toolkits", {}), separator)
+        for each in toolkits:
+            _check_members(each, {server.name: server for server in servers}, discovers=discovers)
+        return Registry(servers, toolkits, separator)
     except BadServersFile as error:
         raise BadServersFile(f"{path}: {error}") from error
 
 
-def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefinition:
-    where = f"mcpServers.{name}"
+def _toolkits(entries: Any, separator: Separator) -> list[ServerDefinition]:
+    if not isinstance(entries, dict):
+        raise BadServersFile('toolkits: expected {"name": ["server", …]}')
+    found = []
+    for name, entry in entries.items():
+        where = f"toolkits.{name}"
+        _check_name(name, where)
+        try:
+            said = msgspec.convert(
+                {"servers": entry} if isinstance(entry, list) else entry, _Toolkit
+            )
+        except msgspec.ValidationError as error:
+            raise BadServersFile(f"{where}: {error}") from error
+        found.append(toolkit(name, said.servers, said.separator or separator, said.description))
+    return found
+
+
+def _check_members(
+    toolkit: ServerDefinition, servers: Mapping[str, ServerDefinition], *, discovers: bool
+) -> None:
+    where, members = f"toolkits.{toolkit.name.removeprefix(TOOLKIT)}", toolkit.toolkit or ()
+    if not members or len(set(members)) < len(members):
+        raise BadServersFile(f"{where}: expected names of servers, each once")
+    if EVERY in members and len(members) > 1:
+        raise BadServersFile(f"{where}: {EVERY!r} stands alone")
+    for name in members:
+        server = servers.get(name)
+        if server is None and name != EVERY and not discovers:
+            raise BadServersFile(f"{where}: no server {name!r}")
+        if server is not None and not server.catalogue:
+            raise BadServersFile(f'{where}: {name!r} has "catalogue": false, so nobody can list it')
+
+
+def _check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name):
         raise BadServersFile(f"{where}: a name is 1-64 of letters, digits, '.', '_' and '-'")
-    if not isinstance(entry, dict) or entry.keys() & _LEARNED:
-        raise BadServersFile(f"{where}: expected an object, without `name` and `release`")
+
+
+def _define(name: str, entry: Any, environment: Mapping[str, str]) -> ServerDefinition:
+    where = f"mcpServers.{name}"
+    _check_name(name, where)
+    if not isinstance(entry, dict):
+        raise BadServersFile(f"{where}: expected an object")
+    if wrong := sorted(entry.keys() & _LEARNED):
+        raise BadServersFile(f"{where}: no key of a server: {', '.join(wrong)}")
     try:
         server = msgspec.convert({**entry, "name": name}, ServerDefinition)
     except msgspec.ValidationError as error:

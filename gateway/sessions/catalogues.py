@@ -1,7 +1,8 @@
 """What servers answer without a dyno, and which eras they speak: learned in throw-away runs.
 
 A run is a session like any other, with this process as its client. It is never the one that serves
-somebody: the first message decides which era a process speaks for the rest of its life.
+somebody: the first message decides which era a process speaks for the rest of its life. Of a
+toolkit nothing is learned: what it answers is composed from what its members do.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from msgspec import Raw
 
@@ -35,6 +36,7 @@ from gateway.sessions.live import OwnedLive
 from gateway.sessions.manager import Manager
 from gateway.sessions.record import Reason
 from gateway.sessions.shelf import Learned, Shelf
+from gateway.sessions.toolkits import Toolkits
 from gateway.sessions.visit import Refused, Visit, begin
 from gateway.store.base import StoreAway
 
@@ -43,6 +45,10 @@ PRINCIPAL: Final = GATEWAY
 
 PATIENCE_S = 8.0
 """How long a request waits for the first run of its server. An SDK's probe gives up after 10 s."""
+
+GLANCE_S = 0.4
+"""How long a request to a toolkit waits for the first runs of all its members together: those that
+are slow or broken must not keep the others waiting, and come later as a change."""
 
 ANSWER_S = 60.0
 """How long a child may take for one answer in a throw-away run, its boot aside."""
@@ -58,6 +64,9 @@ NEWS_S = 1.0
 
 CLIENT: Final = "rendezvous gateway"
 """What a run calls itself as a client."""
+
+Standing = Literal["syncing", "synced", "error"]
+"""How far what a server answers is known."""
 
 _ERAS: Final[Mapping[str, tuple[Era, ...]]] = {
     "auto": ("modern", "legacy"),
@@ -113,6 +122,9 @@ class Catalogues:
     Args:
         manager: makes the sessions of throw-away runs.
         registry: the servers.
+
+    Attributes:
+        toolkits: say which member of a toolkit a request is for.
     """
 
     def __init__(self, manager: Manager, registry: Registry) -> None:
@@ -121,6 +133,7 @@ class Catalogues:
         self._registry = registry
         registry.subscribe(self._changed)
         self._known: dict[str, _Known] = {}
+        self.toolkits = Toolkits(registry, self.chapter)
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -130,14 +143,30 @@ class Catalogues:
         self._changed(Change(frozenset(registry.names), frozenset()))
 
     def chapter(self, server: ServerDefinition, era: Era) -> Chapter | None:
-        """Return what clients of this era are told without a dyno; None if only a child can say."""
+        """Return what clients of this era are told without a dyno; None if only a child can say.
+
+        A toolkit always has a chapter, of those of its members that are known.
+        """
+        if server.toolkit is not None:
+            return self.toolkits.chapter(server, era)
         return self._known[server.name].chapters.get(era) if server.catalogue else None
 
     def tools(self, server: ServerDefinition) -> list[dict[str, str]] | None:
         """Return name and description of a server's tools; None if nobody has looked."""
+        if server.toolkit is not None:
+            return max((self.toolkits.chapter(server, era).tools for era in OPENINGS), key=len)
         known = self._known.get(server.name)
         chapters = [] if known is None else [*known.chapters.values()]
         return chapters[0].tools if chapters else None
+
+    def standing(self, server: ServerDefinition) -> tuple[Standing, str]:
+        """Return how far the catalogue of a server is, and why the last look at it failed."""
+        known = self._known.get(server.name)
+        if known is None or not server.catalogue:  # nothing is to be known of it
+            return "synced", ""
+        if known.stale.is_set() or not known.whole.is_set():
+            return "syncing", ""
+        return ("synced", "") if known.chapters else ("error", known.why)
 
     def face(self, server: ServerDefinition, era: Era) -> Face:
         """Return the face that a child needs for clients of this era.
@@ -145,7 +174,7 @@ class Catalogues:
         Raises:
             UnsupportedRevision: it does not speak it, and nobody translates; names what it speaks.
         """
-        spoken = self._known[server.name].spoken
+        spoken = None if server.toolkit is not None else self._known[server.name].spoken
         if spoken is None or era in spoken:
             return "plain"
         if server.translate:
@@ -158,15 +187,24 @@ class Catalogues:
         )
 
     async def settled_chapter(self, server: ServerDefinition, era: Era) -> Chapter | None:
-        """Return the chapter, once the first look at its server is over or takes too long."""
-        known = self._known[server.name]
+        """Return the chapter, once the first look at its server is over or takes too long.
+
+        Of a toolkit that is the first look at each of its members.
+        """
+        members = self._registry.members(server) if server.toolkit is not None else [server]
+        limit_s = PATIENCE_S if server.toolkit is None else GLANCE_S
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience(PATIENCE_S)):
-                if known.spoken is None:
-                    await known.first.wait()
-                if server.catalogue and era not in known.chapters:
-                    await known.whole.wait()
+            async with asyncio.timeout(patience(limit_s)):
+                for member in members:
+                    await self._looked_at(member, era)
         return self.chapter(server, era)
+
+    async def _looked_at(self, server: ServerDefinition, era: Era) -> None:
+        known = self._known[server.name]
+        if known.spoken is None:
+            await known.first.wait()
+        if server.catalogue and era not in known.chapters:
+            await known.whole.wait()
 
     async def ready(self, server: ServerDefinition, era: Era) -> None:
         """Wait until it is known whether a server speaks an era, for a bounded time.
@@ -174,6 +212,8 @@ class Catalogues:
         Raises:
             GatewayError: the era of its child is not known, and cannot be guessed.
         """
+        if server.toolkit is not None:
+            return
         known = self._known[server.name]
         if known.tells_of(era):
             return
@@ -224,6 +264,7 @@ class Catalogues:
         for name in change.gone:
             if (loop := self._loops.pop(name, None)) is not None:
                 loop.cancel()
+        self._tell_toolkits()
 
     def _start(self, name: str) -> None:
         server = self._registry.find(name)
@@ -304,12 +345,20 @@ class Catalogues:
 
     def _tell(self, server: ServerDefinition, before: Mapping[Era, Chapter]) -> None:
         """Tell sessions without a dyno what is not as they were told."""
+        for era, earlier in before.items():
+            chapter = self.chapter(server, era)
+            if chapter is not None and (changed := earlier.changed(chapter)):
+                self._relearn(server.name, chapter, changed)
+        self._tell_toolkits()
+
+    def _tell_toolkits(self) -> None:
+        for news in self.toolkits.news():
+            self._relearn(news.toolkit, news.chapter, news.changed)
+
+    def _relearn(self, name: str, chapter: Chapter, changed: frozenset[str]) -> None:
         for live in self._manager.directory.dormant:
             era: Era = "legacy" if isinstance(live, OwnedLive) else "modern"
-            chapter, earlier = self.chapter(server, era), before.get(era)
-            if live.record.server.name != server.name or chapter is None or earlier is None:
-                continue
-            if changed := earlier.changed(chapter):
+            if live.record.server.name == name and chapter.era == era:
                 live.perform(live.session.relearned(chapter, changed))
 
     async def _look(self, server: ServerDefinition, known: _Known) -> bool:

@@ -6,9 +6,7 @@ It decides nothing about messages (`owned`, `shared`) or durations (`lease`): it
 import asyncio
 import secrets
 import time
-from typing import Self
-
-import msgspec
+from typing import Final, Self
 
 from dyno_agent.link import Face
 from gateway import events
@@ -16,6 +14,7 @@ from gateway.eras.catalogue import Chapter
 from gateway.eras.legacy import Opening
 from gateway.errors import (
     Busy,
+    Elsewhere,
     GatewayError,
     Moved,
     Restarting,
@@ -23,6 +22,7 @@ from gateway.errors import (
     SessionEnded,
     StaleState,
     StoreUnavailable,
+    UnknownMethod,
     UnknownServer,
     UnknownSession,
 )
@@ -49,7 +49,7 @@ from gateway.sessions.quotas import Quotas
 from gateway.sessions.reception import Reception
 from gateway.sessions.reconciler import Reconciler
 from gateway.sessions.record import Reason, State, Step
-from gateway.sessions.sealing import BadSeal, Sealer
+from gateway.sessions.reopening import Reopenings
 from gateway.sessions.seals import Seal, Seals
 from gateway.sessions.supervision import Supervision
 from gateway.sessions.terms import Terms
@@ -78,16 +78,10 @@ STORE_S = 2.0
 MAX_DORMANT = 10_000
 """Sessions without a dyno. They cost a few KiB each; beyond, the one that was used least goes."""
 
+UNKNOWN: Final = "unknown session: it has ended or never existed; send `initialize` again"
+
 CARRIED_CHARACTERS = 4096
 """How long what a session key carries may be: a header has 8 KiB."""
-
-
-class Reopening(msgspec.Struct, frozen=True):
-    """What a session key carries, so that its session can be opened once more."""
-
-    principal: str
-    server: str
-    opening: Opening
 
 
 class Manager:
@@ -119,11 +113,13 @@ class Manager:
         self._sinks = [] if emit is None else [emit]
         self._registry = registry
         self._keys = SessionKeys(terms.secret, secrets.token_urlsafe)
-        self._openings = Sealer(terms.secret, "rendezvous reopening v1", Reopening)
         self._tasks = asyncio.TaskGroup()
         desk = JoinDesk(secrets.token_urlsafe)
         rules = Rules(terms.url, terms.queue_length, terms.queue_timeout_s, terms.wall_clock)
         self.store = MemoryStore() if store is None else store
+        self._openings = Reopenings(
+            terms.secret, self._keys, registry, CARRIED_CHARACTERS, self.store.gateway
+        )
         self._quotas = Quotas(terms, self.store)
         self.passes = Passes(desk, self.store, terms.wall_clock)
         self.book = Book(Ledger(terms.budgets), self.store)
@@ -246,12 +242,7 @@ class Manager:
         """
         self._check_open()
         self.check_registered(server)
-        carried = ""
-        if server.stale == "rebuild" and opening is not None:
-            facts = Reopening(principal, server.name, opening)
-            carried = self._openings.seal(facts)
-        if len(carried) > CARRIED_CHARACTERS:
-            carried = ""
+        carried = "" if opening is None else self._openings.sealed(server, principal, opening)
         key = self._keys.mint(carried, dormant=chapter is not None)
         live = self._maker.owned(SessionKeys.fingerprint(key), server, principal)
         if chapter is not None and opening is not None:
@@ -292,9 +283,8 @@ class Manager:
             raise await self._not_here(fingerprint)
         live, away = self.directory.here(fingerprint), False
         if live is None and (self._keys.issued(key) or self.directory.get(fingerprint)):
-            hold = Hold(HOLD_S, self._terms.grace_s + HOLD_S)
-            live, away = await self._whereabouts.seek(fingerprint, hold)
-        if live is None and server.stale == "rebuild" and self._keys.issued(key):
+            live, away = await self._seek(key, fingerprint)
+        if live is None:
             live = await self._rebuild(key, fingerprint, principal, server)
         settled = time.monotonic() - self.store.blank_since >= SETTLED_S
         if live is None and away and not (settled and self._keys.may_be_dormant(key)):
@@ -307,27 +297,34 @@ class Manager:
             or live.record.principal != principal
             or live.record.server.name != server.name
         ):
-            raise UnknownSession(
-                "unknown session: it has ended or never existed; send `initialize` again"
-            )
+            raise UnknownSession(UNKNOWN)
         return live
+
+    async def _seek(self, key: str, fingerprint: str) -> tuple[Live | None, bool]:
+        """Wait for a session that may be on its way; see `Whereabouts.seek`."""
+        blank_s = self._terms.grace_s + HOLD_S
+        if self._keys.is_member(key) and (not self.store.alone or self._openings.began_here(key)):
+            blank_s = 0.0  # most likely it has not begun; if it has, somebody can be asked
+        hold = Hold(HOLD_S, blank_s)
+        return await self._whereabouts.seek(fingerprint, hold)
 
     async def _rebuild(
         self, key: str, fingerprint: str, principal: str, server: ServerDefinition
     ) -> OwnedLive | None:
-        """Open an ended session once more, as its client once did; None if it may not be."""
-        if self.directory.ended(fingerprint) is Reason.CLIENT_DELETE:
+        """Open an ended session once more, as its client once did; None if it may not be.
+
+        One of a toolkit's member opens in the same way for the first time.
+        """
+        ended = self.directory.ended(fingerprint)
+        opening = self._openings.read(key, principal, server)
+        if ended is Reason.CLIENT_DELETE or opening is None:
             return None
-        try:
-            carried = self._openings.open(SessionKeys.carried(key), server.max_lifetime)
-        except BadSeal:
-            return None
-        if (carried.principal, carried.server) != (principal, server.name):
-            return None
+        chapter = None if server.toolkit is None else self.reception.chapter(server)
         live = self._maker.owned(fingerprint, server, principal)
-        live.opening = carried.opening
-        live.session.overture = Overture(carried.opening, None)
-        live.rebuilt = True
+        live.opening, live.told = opening, chapter is not None
+        live.session.overture = Overture(opening, chapter, again=True)
+        first = self._keys.is_member(key) and ended is None
+        live.rebuilt = server.toolkit is None and not first
         await self.ownership.publish(live)
         other = self.directory.get(fingerprint)
         if isinstance(other, OwnedLive):  # of a request beside this one
@@ -335,6 +332,52 @@ class Manager:
             return other
         self._enter(live, "")
         return live
+
+    # For clients of toolkits
+
+    def member_key(
+        self, key: str, principal: str, toolkit: ServerDefinition, server: ServerDefinition
+    ) -> str:
+        """Return the key of the session that a toolkit's session has with one of its members.
+
+        `find` opens that session if there is none; it has no dyno before `launch`.
+
+        Args:
+            key: what the client presents: of the toolkit's session.
+            principal: whose it is.
+            toolkit: its definition.
+            server: the member.
+
+        Raises:
+            UnknownSession: the key is not one of this principal and toolkit, or too old, its
+                client has ended the session, or the server is no member (any more).
+        """
+        member = self._openings.member_key(key, principal, toolkit, server)
+        ended = self.directory.ended(SessionKeys.fingerprint(key))
+        if member is None or ended is Reason.CLIENT_DELETE:
+            raise UnknownSession(UNKNOWN)
+        return member
+
+    async def alive(self, key: str, *, returning: bool = False) -> bool:
+        """Return whether there is a session of this key, here or at another process.
+
+        Args:
+            key: that was issued.
+            returning: wait for one whose agent may be on its way here, as `find` does.
+
+        Raises:
+            StoreUnavailable: nobody knows.
+        """
+        fingerprint = SessionKeys.fingerprint(key)
+        if self.directory.get(fingerprint) is not None:
+            return True
+        if not returning:
+            claim = await self.ownership.find(fingerprint)
+            return claim is not None and not claim.ended
+        try:
+            return (await self._seek(key, fingerprint))[0] is not None
+        except Elsewhere:
+            return True
 
     # For clients without
 
@@ -481,10 +524,12 @@ class Manager:
 
         Raises:
             Restarting: it has ended, or is handed over; the next request finds another one.
-            Busy, QueueFull, BudgetSpent: see `launch`.
+            Busy, QueueFull, BudgetSpent, UnknownMethod: see `launch`.
         """
         if live.record.over or live.handed_over:
             raise Restarting("the session has just ended; send the request again")
+        if live.record.server.toolkit is not None:
+            raise UnknownMethod("a toolkit has no such method: it has no child of its own")
         if live.record.state is not State.REQUESTED:
             return
         principal, adopting = live.record.principal, self.dynos.adopting
@@ -502,6 +547,7 @@ class Manager:
         Raises:
             Busy: the gateway holds as many sessions with a dyno as it may.
             QueueFull, BudgetSpent: see `Fleet.check_room`.
+            UnknownMethod: it is a toolkit's, which never has one.
         """
         record = live.record
         if record.state is not State.REQUESTED:

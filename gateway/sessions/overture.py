@@ -50,18 +50,20 @@ class Overture:
     Args:
         opening: what the client said, and the revision that it was told.
         chapter: what else it is told; None if only the child can say.
+        again: it was opened before, and nobody here knows which lists its client was told.
 
     Attributes:
         started: a dyno was asked for.
     """
 
-    def __init__(self, opening: Opening, chapter: Chapter | None) -> None:
+    def __init__(self, opening: Opening, chapter: Chapter | None, *, again: bool = False) -> None:
         self.started = False
         self._heard = False
         self._params = Raw(opening.params.encode()) if opening.params else UNSET
         self._chapter = chapter
         self._told = opening.told
-        self._lists: dict[str, Pages] = {}
+        told = chapter.lists if again and chapter is not None else ()
+        self._lists = {method: Pages(method) for method in told}
         self._level: Raw | None = None
         self._asked: dict[str | int, str] = {}
         self._drawn = 0

@@ -205,7 +205,9 @@ class Reception:
         record.created = now - max(0.0, self._wall_clock() - facts.created)
         if isinstance(live, OwnedLive) and facts.opening is not None:
             chapter = self.chapter(server) if facts.told else None
-            live.session.overture = Overture(facts.opening, chapter)
+            live.session.overture = Overture(
+                facts.opening, chapter, again=server.toolkit is not None
+            )
             live.opening, live.told = facts.opening, facts.told
         if facts.launch_id:
             record.launch_id, record.face = facts.launch_id, facts.face

@@ -4,6 +4,7 @@ It is a session like any other, of some principal, but tied to this process: nob
 to it. Throw-away runs of the catalogue are visits, and so are the tools of an agent's run.
 """
 
+import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
@@ -236,7 +237,11 @@ async def begin(
     if era == "legacy":
         _, owned = manager.open(server, principal, client)
         owned.tied = True
-        await manager.publish(owned)
+        try:
+            await manager.publish(owned)
+        except asyncio.CancelledError:  # nobody else would end it
+            manager.end(owned, Reason.CLIENT_GONE, SessionEnded("the visitor has left"))
+            raise
         return _LegacyVisit(manager, owned, client)
     shared = await manager.share_anew(server, principal, client)
     shared.tied = True

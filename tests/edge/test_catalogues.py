@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from dyno_agent.link import Channel
 from gateway import events
-from gateway.errors import SessionEnded
+from gateway.eras import modern
+from gateway.errors import SessionEnded, UnknownServer
+from gateway.jsonrpc import peek
 from gateway.sessions import catalogues, dynos
 from gateway.sessions import manager as sessions
 from gateway.sessions.catalogues import Catalogues
@@ -38,11 +42,21 @@ from tests.edge.eras_house import (
     stage,
 )
 from tests.edge.modern_house import asks, send
-from tests.fakes.house import BOUND, LASTING, SECRET, House, eventually, opened, refusal
+from tests.fakes.house import (
+    BOUND,
+    LASTING,
+    SECRET,
+    House,
+    Stream,
+    eventually,
+    opened,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from gateway.eras.catalogue import Chapter, Era
     from gateway.registry.servers import ServerDefinition
 
 NEVER = BOUND * 60
@@ -716,3 +730,317 @@ async def test_shutdown_during_a_look_ends_its_runs() -> None:
     closed = {event.session for event in heard_events(played.house, events.Closed)}
     assert closed == {event.session for event in heard_events(played.house, events.Requested)}
     assert len(closed) == 2
+
+
+# Toolkits: the chapters of several servers as one
+
+TWO = (definition("one"), definition("two"))
+
+HANGS = Program(silent=frozenset({"initialize", "server/discover"}))
+
+CRASHES = "exits when it is asked"
+
+
+@asynccontextmanager
+async def several(*servers: ServerDefinition, **more: Any) -> AsyncIterator[Stage]:
+    async with opened(None, None, servers or TWO, **more) as house, stage(house) as played:
+        yield played
+
+
+async def first_looks(played: Stage, **programs: Program | str) -> dict[str, Child]:
+    """Play the first throw-away run of each server; wait for the end of those that have one."""
+    found = {}
+    for _ in programs:
+        order = await played.order()
+        program = programs[order.server]
+        child = await played.child_of(order, HANGS if isinstance(program, str) else program)
+        found[order.server] = child
+        if isinstance(program, str):
+            await child.takes("initialize")
+            await exits(child)
+        if program is not HANGS:
+            await played.house.ear.closed(child.agent)
+    return found
+
+
+def known_to(house: House) -> Catalogues:
+    chapter = house.manager.reception.chapter
+    assert isinstance(chapter, functools.partial)
+    assert isinstance(chapter.func, MethodType)
+    owner = chapter.func.__self__
+    assert isinstance(owner, Catalogues)
+    return owner
+
+
+def kit_of(house: House) -> ServerDefinition:
+    found = house.registry.toolkit("all")
+    assert found is not None
+    return found
+
+
+def kit_tools(house: House, era: Era = "legacy") -> list[str]:
+    return _tools_of(known_to(house).chapter(kit_of(house), era))
+
+
+def _tools_of(chapter: Chapter | None) -> list[str]:
+    assert chapter is not None
+    return [tool["name"] for tool in chapter.tools]
+
+
+async def settled_tools(house: House, era: Era = "legacy") -> list[str]:
+    """Return what a client is told whose request waits for the first looks."""
+    async with asyncio.timeout(BOUND):
+        return _tools_of(await known_to(house).settled_chapter(kit_of(house), era))
+
+
+BOTH = ["one/echo", "one/add", "two/echo", "two/add"]
+
+
+async def test_toolkit_tells_what_all_its_members_do() -> None:
+    async with several() as played:
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        assert kit_tools(played.house) == BOTH
+        assert launches(played.house) == 2
+
+
+async def test_toolkit_tells_each_era_what_its_members_tell_that_era() -> None:
+    servers = definition("one", era="dual"), definition("two", era="modern")
+    async with several(*servers) as played:
+        for _ in range(3):
+            order = await played.order()
+            child = await played.child_of(order, DUAL if order.server == "one" else MODERN)
+            await played.house.ear.closed(child.agent)
+        assert kit_tools(played.house, "modern") == BOTH
+        assert kit_tools(played.house, "legacy") == BOTH[:2]
+
+
+async def test_toolkit_is_composed_once_for_all_requests() -> None:
+    async with several() as played:
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        known, kit = known_to(played.house), kit_of(played.house)
+        assert known.chapter(kit, "legacy") is await known.settled_chapter(kit, "legacy")
+
+
+async def test_client_of_a_toolkit_waits_for_the_first_looks_at_its_members(
+    monkeypatch: pytest.MonkeyPatch, waiting: asyncio.Event
+) -> None:
+    monkeypatch.setattr(catalogues, "GLANCE_S", NEVER)
+    async with several() as played, asyncio.TaskGroup() as tasks:
+        asks_for = tasks.create_task(settled_tools(played.house))
+        await waiting.wait()
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        assert await asks_for == BOTH
+
+
+async def test_client_of_a_toolkit_does_not_wait_for_members_that_were_looked_at_in_vain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogues, "GLANCE_S", NEVER)
+    async with several() as played:
+        await first_looks(played, one=CRASHES, two=LEGACY)
+        assert await settled_tools(played.house) == BOTH[2:]
+
+
+async def test_client_of_a_toolkit_waits_a_moment_for_a_member_that_never_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogues, "PATIENCE_S", NEVER)
+    monkeypatch.setattr(catalogues, "GLANCE_S", 0.01)
+    async with several() as played:
+        await first_looks(played, one=HANGS, two=LEGACY)
+        assert await settled_tools(played.house) == BOTH[2:]
+
+
+async def test_all_members_that_never_answer_are_waited_for_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+
+    def noted(limit_s: float) -> float:
+        asked.append(limit_s)
+        return 0.0
+
+    async with several(*(definition(name) for name in "abcd")) as played:
+        monkeypatch.setattr(catalogues, "patience", noted)
+        assert await settled_tools(played.house) == []
+        assert asked == [catalogues.GLANCE_S]
+    assert catalogues.GLANCE_S < 1
+
+
+async def test_toolkit_with_a_member_that_crashes_and_one_that_hangs_tells_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogues, "GLANCE_S", 0.01)
+    servers = [definition(name) for name in ("crashes", "hangs", "one", "two")]
+    async with several(*servers) as played:
+        await first_looks(played, crashes=CRASHES, hangs=HANGS, one=LEGACY, two=LEGACY)
+        assert await settled_tools(played.house) == BOTH
+
+
+async def test_toolkit_is_ready_for_every_era_before_anything_is_known() -> None:
+    async with several() as played:
+        known, kit = known_to(played.house), kit_of(played.house)
+        for era in ("legacy", "modern"):
+            async with asyncio.timeout(BOUND):
+                await known.ready(kit, era)
+            assert known.face(kit, era) == "plain"
+            assert kit_tools(played.house, era) == []
+
+
+async def test_operators_see_the_tools_of_a_toolkit_whatever_era_they_are_of() -> None:
+    async with several(definition("one", era="modern")) as played:
+        await first_looks(played, one=MODERN)
+        tools = known_to(played.house).tools(kit_of(played.house))
+        assert tools is not None
+        assert [tool["name"] for tool in tools] == BOTH[:2]
+
+
+@asynccontextmanager
+async def kit_session(house: House) -> AsyncIterator[tuple[dict[str, str], Stream]]:
+    """A session of the toolkit without a dyno, that was told its tools, and its stream."""
+    url = f"{house.origin}/toolkit/mcp"
+    async with house.http.post(url, json=OPEN) as response:
+        assert response.status == 200
+        headers = {"Mcp-Session-Id": response.headers["Mcp-Session-Id"]}
+    async with house.http.post(url, json=LIST, headers=headers) as response:
+        assert response.status == 200
+    async with house.http.get(url, headers=headers) as response:
+        assert response.status == 200
+        yield headers, Stream(response)
+
+
+async def kit_list(house: House, headers: dict[str, str]) -> list[str]:
+    async with house.http.post(f"{house.origin}/toolkit/mcp", json=LIST, headers=headers) as said:
+        return [tool["name"] for tool in (await said.json())["result"]["tools"]]
+
+
+FEWER = Program(answers={"tools/list": {"tools": TOOLS[:1]}})
+
+CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
+
+
+async def test_session_of_a_toolkit_is_told_what_another_look_at_a_member_has_found(
+    pauses: Pauses,
+) -> None:
+    async with several() as played:
+        house = played.house
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        async with kit_session(house) as (headers, stream):
+            house.manager.emit(events.Contradicted(session="s", server="two", principal="test"))
+            await first_looks(played, two=FEWER)
+            assert await stream.message() == CHANGED
+            assert await kit_list(house, headers) == BOTH[:3]
+        assert pauses.asked == [0]
+
+
+async def test_session_of_a_toolkit_is_told_of_a_member_that_becomes_known_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(catalogues, "GLANCE_S", 0.01)
+    async with several() as played:
+        house = played.house
+        order = {(found := await played.order()).server: found for _ in TWO}
+        await played.child_of(order["one"], LEGACY)
+        await happens(house, events.Learned)
+        async with kit_session(house) as (headers, stream):
+            assert await kit_list(house, headers) == BOTH[:2]
+            await played.child_of(order["two"], LEGACY)
+            assert await stream.message() == CHANGED
+            assert await kit_list(house, headers) == BOTH
+
+
+async def test_session_of_a_toolkit_is_told_of_a_member_that_is_gone() -> None:
+    async with several() as played:
+        house = played.house
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        async with kit_session(house) as (headers, stream):
+            house.registry.replace(TWO[:1])
+            assert await stream.message() == CHANGED
+            assert await kit_list(house, headers) == BOTH[:2]
+
+
+async def test_session_of_a_toolkit_that_goes_on_after_its_end_is_told_of_a_change() -> None:
+    async with several() as played:
+        house = played.house
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        async with kit_session(house) as (headers, stream):
+            assert await stream_is_silent(house, stream)
+        async with house.http.get(f"{house.origin}/toolkit/mcp", headers=headers) as response:
+            house.registry.replace(TWO[:1])
+            assert await Stream(response).message() == CHANGED
+
+
+async def test_session_of_a_toolkit_is_told_nothing_of_a_look_that_found_the_same(
+    pauses: Pauses,
+) -> None:
+    async with several() as played:
+        house = played.house
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        async with kit_session(house) as (_, stream):
+            house.manager.emit(events.Contradicted(session="s", server="two", principal="test"))
+            await first_looks(played, two=LEGACY)
+            await happens(house, events.Learned, 3)
+            house.manager.emit(events.Contradicted(session="s", server="one", principal="test"))
+            await first_looks(played, one=FEWER)
+            assert await stream.message() == CHANGED
+            assert await stream_is_silent(house, stream)
+
+
+async def stream_is_silent(house: House, stream: Stream) -> bool:
+    """End all sessions; whether a stream had nothing more to tell."""
+    for live in house.manager.directory:
+        house.manager.end(live, Reason.OPERATOR, SessionEnded("the test is over"))
+    return await stream.rest() == []
+
+
+async def test_those_who_listen_to_a_toolkit_are_told_of_a_change(pauses: Pauses) -> None:
+    servers = definition("one", era="modern"), definition("two", era="modern")
+    async with several(*servers) as played:
+        house = played.house
+        await first_looks(played, one=MODERN, two=MODERN)
+        kit = kit_of(house)
+        live = await house.manager.share(kit, "test", "", "client")
+        asked = modern.read(
+            peek(
+                json.dumps(
+                    asks(1, modern.LISTEN, notifications={"toolsListChanged": True})
+                ).encode()
+            )
+        )
+        outbox = live.open_outbox(numbered=False)
+        chapter = known_to(house).chapter(kit, "modern")
+        assert chapter is not None
+        live.perform(live.session.hold(asked, 100, outbox, 0.0, chapter.list_changed_kinds))
+        await outbox.head()
+        outbox.take()
+        fewer = Program(speaks=frozenset({"modern"}), answers=FEWER.answers)
+        house.manager.emit(events.Contradicted(session="s", server="two", principal="test"))
+        await first_looks(played, two=fewer)
+        async with asyncio.timeout(BOUND):
+            told_now = await outbox.head()
+        assert told_now is not None
+        assert b"notifications/tools/list_changed" in told_now.raw
+        live.drop_outbox(outbox)
+
+
+async def test_toolkit_routes_a_call_to_its_member() -> None:
+    async with several() as played:
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        body = json.dumps({**call(1), "params": {"name": "two/echo", "x": 1}}).encode()
+        kits = known_to(played.house).toolkits
+        routed = kits.route(kit_of(played.house), "legacy", peek(body), body)
+        assert (routed.server, routed.name) == (TWO[1], "echo")
+        assert json.loads(routed.raw)["params"] == {"name": "echo", "x": 1}
+
+
+async def test_call_of_a_member_that_has_just_gone_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with several() as played:
+        await first_looks(played, one=LEGACY, two=LEGACY)
+        body = json.dumps({**call(1), "params": {"name": "two/echo"}}).encode()
+        kits, kit = known_to(played.house).toolkits, kit_of(played.house)
+        monkeypatch.setattr(played.house.registry, "members", lambda _kit: list(TWO))
+        played.house.registry.replace(TWO[:1])
+        with pytest.raises(UnknownServer, match="two"):
+            kits.route(kit, "legacy", peek(body), body)

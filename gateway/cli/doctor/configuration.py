@@ -129,7 +129,12 @@ def servers(read: Settings, environment: Mapping[str, str]) -> tuple[Registry, l
         said = "none: they are discovered in HEROKU_APPS"
         return Registry([]), [ok("servers file", said)]
     try:
-        registry = load_servers(path, environment)
+        registry = load_servers(
+            path,
+            environment,
+            separator=read.toolkit_separator,
+            discovers=bool(read.heroku_apps),
+        )
         app.check(registry, read)
     except BadServersFile as error:
         return Registry([]), [fail("servers file", str(error), "docs/servers.md has every key")]

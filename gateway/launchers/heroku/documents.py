@@ -64,12 +64,19 @@ class DynoInfo(msgspec.Struct, frozen=True):
         return self.state in ("crashed", "down")
 
 
+class AppInfo(msgspec.Struct, frozen=True):
+    """An app, as other documents name it."""
+
+    id: str = ""
+
+
 class FormationInfo(msgspec.Struct, frozen=True):
     """One process type of an app, as its Procfile says."""
 
     type: str
     command: str = ""
     size: str | None = None
+    app: AppInfo = AppInfo()
 
 
 class ReleaseInfo(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ class Process:
         command: what the Procfile runs.
         size: of dynos of this type, in lower case; None if the platform does not say.
         release: of the app, such as `v12`: another one may mean another server.
+        app_id: the platform's own name of the app.
     """
 
     app: str
@@ -28,6 +29,7 @@ class Process:
     command: str
     size: str | None
     release: str
+    app_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,12 @@ class HerokuFormation:
         version = "" if release is None else f"v{release.version}"
         return [
             Process(
-                app, entry.type, entry.command, entry.size.lower() if entry.size else None, version
+                app,
+                entry.type,
+                entry.command,
+                entry.size.lower() if entry.size else None,
+                version,
+                entry.app.id,
             )
             for entry in sorted(formation, key=lambda entry: entry.type)
             if entry.type.startswith(PREFIX)

@@ -62,6 +62,10 @@ HINTS: Final = {
     "unknown_session": "A client goes on with a session that has ended: it should initialize "
     "again. `stale: rebuild` serves clients that never do.",
     "unknown_method": "A client uses a method that its revision does not have.",
+    "unknown_item": "A client of a toolkit names a tool or prompt that no member has, or several "
+    "have: it should use the names of the toolkit's lists.",
+    "unknown_resource": "A client of a toolkit wants a resource that no member lists or has a "
+    "template for.",
     "wrong_method": "A client uses an HTTP method that the endpoint does not take.",
     "not_acceptable": "A client's Accept leaves no answer: it must list both media types.",
     "body_timeout": "A request body took over 30 s: the client's network is slow.",

@@ -64,6 +64,16 @@ def test_it_has_the_formations_size_and_the_apps_release() -> None:
     assert (server.size, server.release) == ("standard-2x", "v7")
 
 
+def test_it_has_the_platforms_own_name_of_the_app() -> None:
+    others = [entry("own", command="x", app="a")]
+    found = names(process("a", app_id="id-of-a"), process("b", app_id="id-of-b"), entries=others)
+    assert {server.app: server.app_id for server in found.values()} == {
+        "a": "id-of-a",
+        "b": "id-of-b",
+    }
+    assert found["own"].app_id == "id-of-a"
+
+
 def test_second_app_with_the_same_process_type_is_told_apart_by_its_name() -> None:
     found = names(process("a"), process("b"))
     assert {name: server.app for name, server in found.items()} == {"mcp-x": "a", "b.mcp-x": "b"}

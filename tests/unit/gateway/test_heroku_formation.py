@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -44,15 +45,16 @@ async def test_process_types_named_mcp_are_found_with_their_release(
     heroku: Emulator, platform: Platform
 ) -> None:
     survey = await HerokuFormation(platform, ("tools", "empty")).processes()
-    version = survey.processes[0].release
+    version, app_id = survey.processes[0].release, survey.processes[0].app_id
     assert survey == Survey(
         (
-            Process("tools", "mcp", "bin/mcp", "standard-1x", version),
-            Process("tools", "mcp-python", "python -m server", "basic", version),
+            Process("tools", "mcp", "bin/mcp", "standard-1x", version, app_id),
+            Process("tools", "mcp-python", "python -m server", "basic", version, app_id),
         ),
         {},
     )
     assert version.startswith("v")
+    assert str(UUID(app_id)) == app_id
 
 
 async def test_a_new_release_shows(heroku: Emulator, platform: Platform) -> None:

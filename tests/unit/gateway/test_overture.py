@@ -558,6 +558,12 @@ def test_kinds_that_the_client_was_told_otherwise_have_changed() -> None:
     assert opened.relearn(LATER, frozenset({"tools", "prompts"})) == ["tools"]
 
 
+def test_client_of_an_opening_that_is_taken_up_again_may_have_been_told_every_list() -> None:
+    known = Chapter("legacy", raw(OPENED), LATER.lists, 0.0)
+    opened = Overture(Opening(PARAMS, REVISION), known, again=True)
+    assert opened.relearn(LATER, frozenset({"tools", "prompts"})) == ["prompts", "tools"]
+
+
 def test_child_is_compared_with_the_later_chapter() -> None:
     opened = overture()
     ask(opened, "tools/list")

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from gateway.registry.servers import BadServersFile, Registry, ServerDefinition, load
+from gateway.registry.servers import (
+    BadServersFile,
+    Change,
+    Registry,
+    ServerDefinition,
+    load,
+    toolkit,
+)
 
 
 @pytest.fixture
@@ -257,3 +264,133 @@ def test_servers_are_found_by_exact_name_and_listed_sorted(file: Path) -> None:
 def test_repr_of_a_server_hides_its_environment() -> None:
     server = ServerDefinition(name="one", command="x", args=["--k=hush"], env={"T": "hush"})
     assert "hush" not in repr(server)
+
+
+# Toolkits
+
+TWO = {"b": {"command": "x"}, "a": {"command": "y"}}
+
+
+def with_toolkits(file: Path, toolkits: Any, servers: Any = TWO, **more: Any) -> Registry:
+    document = {"mcpServers": servers, "toolkits": toolkits}
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return load(file, {}, **more)
+
+
+def members(registry: Registry, name: str) -> list[str]:
+    found = registry.toolkit(name)
+    assert found is not None
+    return [server.name for server in registry.members(found)]
+
+
+def test_there_always_is_a_toolkit_of_all_servers_sorted_by_name(file: Path) -> None:
+    assert members(read(file, TWO), "all") == ["a", "b"]
+    assert members(Registry([]), "all") == []
+    assert members(load(None, {}), "all") == []
+
+
+def test_toolkit_has_its_members_in_the_order_of_the_file(file: Path) -> None:
+    assert members(with_toolkits(file, {"data": ["b", "a"]}), "data") == ["b", "a"]
+
+
+def test_toolkit_of_the_file_takes_the_place_of_the_one_of_all(file: Path) -> None:
+    registry = with_toolkits(file, {"all": ["a"]})
+    assert members(registry, "all") == ["a"]
+    assert [each.name for each in registry.toolkits] == ["toolkit/all"]
+
+
+def test_toolkit_is_read_with_its_keys(file: Path) -> None:
+    entry = {"servers": ["*"], "separator": "__", "description": "for all"}
+    assert with_toolkits(file, {"web": entry}).toolkit("web") == ServerDefinition(
+        name="toolkit/web",
+        toolkit=("*",),
+        separator="__",
+        description="for all",
+        era="dual",
+        stale="rebuild",
+        boot="lazy",
+        catalogue=True,
+        max_lifetime=86400.0,
+    )
+
+
+def test_separator_of_the_gateway_is_for_toolkits_that_name_none(file: Path) -> None:
+    toolkits = {"plain": ["a"], "own": {"servers": ["a"], "separator": "."}}
+    registry = with_toolkits(file, toolkits, separator="__")
+    assert [each.separator for each in registry.toolkits] == ["__", ".", "__"]
+    all_of_none = load(None, {}, separator=".").toolkit("all")
+    assert all_of_none is not None
+    assert all_of_none.separator == "."
+
+
+def test_toolkit_is_found_by_the_name_of_its_definition_and_is_no_server(file: Path) -> None:
+    registry = with_toolkits(file, {"data": ["a"]})
+    definition = registry.toolkit("data")
+    assert definition is not None
+    assert registry.find("toolkit/data") is registry.known("toolkit/data") is definition
+    assert (registry.find("data"), registry.toolkit("toolkit/data")) == (None, None)
+    assert (registry.names, [server.name for server in registry.servers]) == (["a", "b"],) * 2
+
+
+def test_toolkit_is_never_the_default() -> None:
+    assert Registry([], [toolkit("data", ["a"])]).default is None
+
+
+def test_toolkits_outlive_the_servers_that_are_replaced() -> None:
+    registry = Registry([ServerDefinition(name="a")], [toolkit("data", ["a", "late"])])
+    registry.replace([ServerDefinition(name="late"), ServerDefinition(name="other")])
+    assert (members(registry, "data"), members(registry, "all")) == (["late"], ["late", "other"])
+
+
+def test_change_of_servers_names_no_toolkits() -> None:
+    registry = Registry([ServerDefinition(name="a")], [toolkit("data", ["a"])])
+    heard: list[Change] = []
+    registry.subscribe(heard.append)
+    registry.replace([ServerDefinition(name="b")])
+    assert heard == [Change(frozenset({"b"}), frozenset({"a"}))]
+
+
+def test_server_without_a_catalogue_is_no_member() -> None:
+    servers = [ServerDefinition(name="a", catalogue=False), ServerDefinition(name="b")]
+    registry = Registry(servers, [toolkit("data", ["a", "b"])])
+    assert (members(registry, "data"), members(registry, "all")) == (["b"], ["b"])
+
+
+def test_member_that_is_not_there_yet_is_allowed_where_servers_are_discovered(file: Path) -> None:
+    registry = with_toolkits(file, {"data": ["a", "late"]}, discovers=True)
+    assert members(registry, "data") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("toolkits", "culprit"),
+    [
+        ({"data": ["a", "late"]}, "toolkits.data: no server 'late'"),
+        ({"data": ["all"]}, "toolkits.data"),
+        ({"data": ["toolkit/all"]}, "toolkits.data"),
+        ({"data": []}, "toolkits.data"),
+        ({"data": ["a", "a"]}, "toolkits.data"),
+        ({"data": ["*", "a"]}, "toolkits.data"),
+        ({"data": ["silent"]}, "toolkits.data: 'silent' has \"catalogue\": false"),
+        ({"data": "a"}, "toolkits.data"),
+        ({"data": {"servers": ["a"], "separator": "-"}}, "toolkits.data"),
+        ({"data": {"servers": ["a"], "size": "x"}}, "size"),
+        ({"data": {"separator": "/"}}, "servers"),
+        ({"da/ta": ["a"]}, "toolkits.da/ta: a name is"),
+        (["data"], "toolkits: expected"),
+        (None, "toolkits: expected"),
+    ],
+)
+def test_wrong_toolkit_is_named(file: Path, toolkits: Any, culprit: str) -> None:
+    servers = {**TWO, "silent": {"command": "x", "catalogue": False}}
+    with pytest.raises(BadServersFile) as caught:
+        with_toolkits(file, toolkits, servers)
+    assert str(caught.value).startswith(f"{file}: toolkits")
+    assert culprit in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("toolkit", ["a"]), ("separator", "."), ("name", "x"), ("release", "v1")]
+)
+def test_entry_cannot_say_what_is_no_key_of_a_server(file: Path, key: str, value: Any) -> None:
+    said = complaint(file, {"one": {"command": "x", key: value}})
+    assert said.startswith(f"{file}: mcpServers.one: no key of a server: {key}")

@@ -13,15 +13,19 @@ from aiohttp import web
 from dyno_agent.link import DEFAULT_LIMITS
 from gateway import deployment, events, patience
 from gateway.deployment import Deployment
+from gateway.edge import toolkit_sse, toolkits
 from gateway.edge.answering import refusal
 from gateway.edge.auth import KeyRing
 from gateway.edge.cors import Cors
 from gateway.edge.door import Door, Endpoints, at
+from gateway.edge.intake import check_origin
 from gateway.edge.legacy_sse import LegacySse
 from gateway.edge.loopback import Loopback
 from gateway.edge.modern_http import ModernHttp
 from gateway.edge.relaying import Relaying
 from gateway.edge.streamable_http import StreamableHttp
+from gateway.edge.toolkit_sse import ToolkitSse
+from gateway.edge.toolkits import Toolkits
 from gateway.errors import GatewayError
 from gateway.exchange.exchange import Exchange
 from gateway.fleet.ledger import Budgets
@@ -41,11 +45,15 @@ from gateway.sessions.terms import Terms
 from gateway.settings import Settings
 from gateway.store.base import Store
 from gateway.store.memory import MemoryStore
+from gateway.v1.room import V1, Inference
 
 HTTP_PATHS = at("/mcp", "/handles/{handle}/mcp")
 """Of Streamable HTTP."""
 
-MCP_PATHS = [*HTTP_PATHS, *at("/sse", "/messages")]
+TOOLKIT_PATHS = [*toolkits.PATHS, *toolkit_sse.SSE_PATHS, *toolkit_sse.POST_PATHS]
+"""Of toolkits, whatever the transport."""
+
+MCP_PATHS = [*HTTP_PATHS, *at("/sse", "/messages"), *TOOLKIT_PATHS]
 """Of all MCP endpoints."""
 
 KEEP_ALIVE_S = 95.0
@@ -112,10 +120,11 @@ def build(
     hosts = settings.allowed_hosts or None
     cors = Cors(hosts)
     door = Door(registry, KeyRing(settings.keys()), hosts, loopback)
-    app.add_routes([*_for_clients(door, manager, catalogues, relaying), *cors.routes(MCP_PATHS)])
-    app.add_routes([*Rendezvous(manager).routes(), *health.routes(manager)])
-    app.on_response_prepare.append(cors.on_prepare)
-    app.on_response_prepare.append(relaying.on_prepare)
+    app.add_routes(_for_clients(door, registry, manager, catalogues, relaying))
+    app.add_routes(cors.routes(MCP_PATHS))
+    v1 = _v1(settings, registry, manager, catalogues)
+    app.add_routes([*Rendezvous(manager).routes(), *health.routes(manager), *v1.routes()])
+    app.on_response_prepare.extend([cors.on_prepare, relaying.on_prepare, toolkits.on_prepare])
 
     async def hang_up(_request: web.Request, response: web.StreamResponse) -> None:
         if manager.draining and response.status != 101:
@@ -140,7 +149,7 @@ def build(
             if platform is not None and discovery is not None:
                 await discovery.look()
                 keeping = tasks.create_task(_discover(discovery, platform), name="discovery")
-            async with manager, exchange or contextlib.nullcontext(), catalogues, oversight:
+            async with manager, exchange or contextlib.nullcontext(), catalogues, v1, oversight:
                 yield
                 if exchange is not None:
                     await exchange.flush(FLUSH_S)
@@ -161,16 +170,35 @@ def _exchange(manager: Manager, loopback: Loopback) -> Exchange | None:
 
 
 def _for_clients(
-    door: Door, manager: Manager, catalogues: Catalogues, relaying: Relaying
+    door: Door, registry: Registry, manager: Manager, catalogues: Catalogues, relaying: Relaying
 ) -> list[web.RouteDef]:
     """Return the MCP endpoints."""
     size, serve = DEFAULT_LIMITS.message_bytes, relaying.serve
     legacy = StreamableHttp(manager, catalogues, message_bytes=size)
     modern = ModernHttp(manager, catalogues, message_bytes=size)
+    servers = Endpoints(door, legacy, modern, serve)
     return [
-        *Endpoints(door, legacy, modern, serve).routes(HTTP_PATHS),
+        *servers.routes(HTTP_PATHS),
         *LegacySse(door, manager, legacy, serve, message_bytes=size).routes(),
+        *Toolkits(door, servers, registry, manager, catalogues, message_bytes=size).routes(),
+        *ToolkitSse(door, manager, catalogues, legacy, serve, message_bytes=size).routes(),
     ]
+
+
+def _v1(settings: Settings, registry: Registry, manager: Manager, catalogues: Catalogues) -> V1:
+    """Return Heroku's documented endpoints."""
+    keys, hosts, key = KeyRing(settings.keys()), settings.allowed_hosts, settings.inference_key
+
+    def admit(request: web.Request) -> str:
+        check_origin(request.headers, hosts or None)
+        return keys.principal(request.headers)
+
+    inference = Inference(
+        settings.inference_base,
+        "" if key is None else key.get_secret_value(),
+        settings.inference_model_id,
+    )
+    return V1(manager, catalogues, registry, admit, inference=inference)
 
 
 def _of_the_platform(

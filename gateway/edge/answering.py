@@ -5,15 +5,18 @@ It knows connections that break and clients that do not read, and nothing of wha
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
+from msgspec import Raw
 
 from gateway.edge import intake, sse
 from gateway.errors import GatewayError, Moved
-from gateway.jsonrpc import error_response
+from gateway.jsonrpc import Kind, error_response, peek
 from gateway.sessions.live import Live
 from gateway.sessions.streams import Item, Outbox
 
@@ -22,6 +25,8 @@ WRITE_S = 30.0
 
 PIECE_BYTES = 256 * 1024
 """Larger bodies and events are written in pieces of this size."""
+
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
 
 STREAM_HEADERS = {
     "Content-Type": intake.SSE,
@@ -54,6 +59,9 @@ class Begun:
 
 BEGUN: web.RequestKey[Begun] = web.RequestKey("begun")
 
+MEMBER_HEADER = "Rendezvous-Member"
+"""On requests that a toolkit hands on: what their streams tell is marked as this member's."""
+
 Doubt = Callable[[Callable[[], None]], None]
 
 DOUBT: web.RequestKey[Doubt] = web.RequestKey("doubt")
@@ -78,6 +86,15 @@ class Reply:
     outbox: Outbox
     headers: Callable[[], Mapping[str, str]]
     status: Callable[[Item], int]
+
+    @property
+    def member(self) -> str:
+        """Whose mark it bears, as a toolkit's client tells members apart; empty for none."""
+        return self.live.record.server.name if MEMBER_HEADER in self.request.headers else ""
+
+    def priming(self) -> bytes:
+        """Return the event with which the client can come back for all that follows."""
+        return sse.priming(self.outbox.since, sse.marked(self.outbox.label, self.member))
 
     async def whole(self, answer: Item) -> web.StreamResponse:
         """Write one answer as JSON; it is delivered when this returns, or waits with its call."""
@@ -158,7 +175,7 @@ class Reply:
             while (item := await self._next(begun)) is not None:
                 with self.live.delivering(item):
                     if item.raw:
-                        await write_event(response, item, outbox)
+                        await self._event(response, item)
                 begun.numbered = begun.numbered or bool(item.position and outbox.numbered)
                 if item.last:
                     self._doubt(item)
@@ -174,6 +191,13 @@ class Reply:
         except TimeoutError:
             cut(self.request)  # it does not read: what lies there was not delivered
         return response
+
+    async def _event(self, response: web.StreamResponse, item: Item) -> None:
+        if not self.member:
+            await write_event(response, item, self.outbox)
+            return
+        label = sse.marked(self.outbox.label, self.member)
+        await write_event(response, with_mark(item, self.member), self.outbox, label)
 
     def _doubt(self, answer: Item) -> None:
         doubt = self.request.get(DOUBT)
@@ -197,7 +221,7 @@ class Reply:
             if outbox.promise is not None and _is_quiet(outbox):
                 if await live.confirmed(outbox.promise, outbox, sse.KEEP_ALIVE_S):
                     outbox.promise, begun.numbered = None, True
-                    await write(response, sse.priming(outbox.since, outbox.label))
+                    await write(response, self.priming())
                 elif _is_quiet(outbox):
                     await write(response, sse.COMMENT)
                 continue
@@ -223,17 +247,20 @@ def cut(request: web.Request) -> None:
         request.transport.abort()
 
 
-async def write_event(response: web.StreamResponse, item: Item, outbox: Outbox) -> None:
-    """Write one event.
+async def write_event(
+    response: web.StreamResponse, item: Item, outbox: Outbox, label: str | None = None
+) -> None:
+    """Write one event, with the stream's label in its id unless another is given.
 
     A large one goes in pieces: it is not copied as a whole, and a client that reads slowly but does
     read is not cut off in its middle.
     """
     place = item.position if outbox.numbered else 0
+    label = outbox.label if label is None else label
     if len(item.raw) <= PIECE_BYTES:
-        await write(response, sse.event(item.raw, place, outbox.label))
+        await write(response, sse.event(item.raw, place, label))
         return
-    before, after = sse.frame(place, outbox.label)
+    before, after = sse.frame(place, label)
     await write(response, before)
     await write_pieces(response, item.raw)
     await write(response, after)
@@ -250,6 +277,40 @@ async def write(response: web.StreamResponse, data: bytes | memoryview) -> None:
     """Write to a client that reads; see `WRITE_S` for one that does not."""
     async with asyncio.timeout(WRITE_S):
         await response.write(data)
+
+
+def with_mark(item: Item, member: str) -> Item:
+    """Return a delivery that tells its client which member of a toolkit asks it something.
+
+    Members number their questions alike. So the id of one becomes `member~id`, where it is asked
+    and where it is taken back; other members of the message keep their bytes.
+    """
+    if item.last:
+        return item
+    envelope = peek(item.raw)
+    if envelope.kind is Kind.REQUEST:
+        message = _OBJECT.decode(item.raw)
+        message["id"] = _with_mark(message["id"], member)
+    elif envelope.method == "notifications/cancelled" and isinstance(envelope.params, Raw):
+        message = _OBJECT.decode(item.raw)
+        message["params"] = _taken_back(envelope.params, member)
+    else:
+        return item
+    return dataclasses.replace(item, raw=msgspec.json.encode(message))
+
+
+def _taken_back(params: Raw, member: str) -> Raw:
+    try:
+        found = _OBJECT.decode(params)
+        found["requestId"] = _with_mark(found["requestId"], member)
+    except (msgspec.DecodeError, KeyError):
+        return params  # it names none: the client's to judge
+    return Raw(msgspec.json.encode(found))
+
+
+def _with_mark(request_id: Raw, member: str) -> Raw:
+    text = bytes(request_id).decode().strip()
+    return Raw(msgspec.json.encode(f"{member}{sse.MARK}{text}"))
 
 
 def refusal(error: GatewayError, request_id: str | int | None = None) -> web.Response:

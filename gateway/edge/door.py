@@ -66,8 +66,12 @@ class Door:
         self._allowed_hosts = allowed_hosts
         self._loopback = loopback or Loopback()
 
-    def caller(self, request: web.Request) -> Caller:
+    def caller(self, request: web.Request, toolkit: str | None = None) -> Caller:
         """Return who comes in.
+
+        Args:
+            request: whose path names a server, or none for the default one.
+            toolkit: name of the toolkit that is wanted instead.
 
         Raises:
             ForeignOrigin: see `intake.check_origin`.
@@ -84,12 +88,19 @@ class Door:
             patience.begin(patience_s)
             doubt: Doubt = functools.partial(self._loopback.doubt, request.headers)
             request[DOUBT] = doubt
-        return Caller(principal, self._server(request.match_info), _handle(request))
+        named = self._server(request.match_info) if toolkit is None else self._toolkit(toolkit)
+        return Caller(principal, named, _handle(request))
+
+    def _toolkit(self, name: str) -> ServerDefinition:
+        toolkit = self._registry.toolkit(name)
+        if toolkit is None:
+            raise UnknownServer(f"no toolkit {name!r}: name one of `toolkits` in the servers file")
+        return toolkit
 
     def _server(self, path: Mapping[str, str]) -> ServerDefinition:
         name = path.get("name")
         server = self._registry.default if name is None else self._registry.known(name)
-        if server is not None:
+        if server is not None and server.toolkit is None:
             return server
         known = ", ".join(self._registry.names)
         raise UnknownServer(
@@ -162,31 +173,34 @@ class Endpoints:
             route
             for path in paths
             for route in (
-                web.post(path, self.post),
-                web.get(path, self.get, allow_head=False),
-                web.delete(path, self.delete),
+                web.post(path, self.take),
+                web.get(path, self.take, allow_head=False),
+                web.delete(path, self.take),
             )
         ]
 
-    async def post(self, request: web.Request) -> web.StreamResponse:
-        """Take a message, of any revision."""
-        caller = self._door.caller(request)
-        era = self._modern if is_modern(request) else self._legacy
-        return await self._serve(era.post, request, caller)
+    async def take(self, request: web.Request) -> web.StreamResponse:
+        """Let a request in, and serve it."""
+        return await self.serve(request, self._door.caller(request))
 
-    async def get(self, request: web.Request) -> web.StreamResponse:
-        """Open a stream of a session."""
-        caller = self._door.caller(request)
-        if is_modern(request):
-            raise only_post()
-        return await self._serve(self._legacy.get, request, caller)
+    async def serve(self, request: web.Request, caller: Caller) -> web.StreamResponse:
+        """Serve a request that was let in: a message, a stream, or the end of a session.
 
-    async def delete(self, request: web.Request) -> web.StreamResponse:
-        """End a session."""
-        caller = self._door.caller(request)
-        if is_modern(request):
-            raise only_post()
-        return await self._serve(self._legacy.delete, request, caller)
+        Raises:
+            WrongMethod: a GET or DELETE of a revision that has neither.
+            GatewayError: see `Relaying.serve`.
+        """
+        speaks_modern = is_modern(request)
+        match request.method:
+            case "POST":
+                handler = self._modern.post if speaks_modern else self._legacy.post
+            case _ if speaks_modern:
+                raise only_post()
+            case "GET":
+                handler = self._legacy.get
+            case _:
+                handler = self._legacy.delete
+        return await self._serve(handler, request, caller)
 
 
 def _handle(request: web.Request) -> str:

@@ -1,7 +1,7 @@
 """What every request must pass before anybody looks at its meaning: origin, media type, size."""
 
 import asyncio
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -43,6 +43,31 @@ class Keeping(Protocol):
 
 KEEPING: web.RequestKey[Keeping] = web.RequestKey("keeping")
 """Set on requests whose body shall be kept."""
+
+
+class Given:
+    """A body in place of the one on the wire: that was read before, and may have been rewritten.
+
+    Args:
+        body: what is to be read.
+        taken: called once, when it is held here no longer.
+    """
+
+    def __init__(self, body: bytes, taken: Callable[[], None] | None = None) -> None:
+        self.body = body
+        self._taken = taken
+
+    def take(self) -> bytes:
+        """Return the body, and let go of it; nothing the second time."""
+        body, self.body = self.body, b""
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            taken()
+        return body
+
+
+GIVEN: web.RequestKey[Given] = web.RequestKey("given")
+"""Set on requests whose body is not to be read from the wire."""
 
 
 def check_origin(headers: Mapping[str, str], allowed_hosts: Set[str] | None) -> None:
@@ -141,7 +166,10 @@ async def read_body(request: web.Request, limit: int) -> bytes:
         if len(kept) > limit:
             raise too_big
         return kept
-    body = await _arriving(request, limit, too_big)
+    given: Given | None = request.get(GIVEN)
+    body = await _arriving(request, limit, too_big) if given is None else given.take()
+    if len(body) > limit:
+        raise too_big
     if keeping is not None:
         keeping.keep(body)
     return body

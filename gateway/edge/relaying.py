@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from aiohttp import web
 
 from gateway.edge import intake
-from gateway.edge.answering import BEGUN, Begun, refusal, write
+from gateway.edge.answering import BEGUN, MEMBER_HEADER, Begun, refusal, write
 from gateway.edge.door import HANDLE_HEADER, G, Guest, Handler, is_modern
 from gateway.edge.loopback import RELAY_HEADER
 from gateway.edge.passing import MOVED, Passage
@@ -49,12 +49,23 @@ LARGE_BODIES = 2
 """Large bodies of a principal that are read at the same time to be carried."""
 
 CARRIED = frozenset(
-    {"accept", "content-type", "content-encoding", "last-event-id", HANDLE_HEADER.lower()}
+    {
+        "accept",
+        "content-type",
+        "content-encoding",
+        "last-event-id",
+        HANDLE_HEADER.lower(),
+        MEMBER_HEADER.lower(),
+    }
 )
 """Request headers that matter to an endpoint, beside all of MCP's own. No other is carried: none
 that says who the client is or where it came from, and none of the connection."""
 
 MCP = "mcp-"
+
+UNTOLD: web.RequestKey[bool] = web.RequestKey("untold")
+"""Set on requests whose answer is not for their client, as they are one of several made of its one:
+a response says how each went, but nothing of it is written."""
 
 
 class Keeping:
@@ -240,6 +251,11 @@ class Relaying:
         Raises:
             Restarting: it broke off, and cannot be asked for again.
         """
+        if UNTOLD in request:
+            async for _ in answer.pieces():
+                pass
+            answer.had = answer.complete
+            return web.Response(status=answer.status)
         passage = Passage(request, answer, comes_back=_comes_back(request))
         passage.leaving = self._may_leave
         try:

@@ -16,7 +16,10 @@ RETRY = f"retry: {RETRY_MS}\n\n".encode()
 SOON = b"retry: 500\n\n"
 """Before the end of a stream that another process goes on with at once."""
 
-_ID = re.compile(r"([0-9]{1,19})\.([A-Za-z0-9_-]{0,1400})")
+MARK = "~"
+"""Stands before the name of a toolkit's member, behind the label in event ids. Neither has one."""
+
+_ID = re.compile(r"([0-9]{1,19})\.([A-Za-z0-9_-]{0,1400})(?:~([A-Za-z0-9._-]{1,64}))?")
 
 
 def event_id(place: int, label: str) -> str:
@@ -28,7 +31,7 @@ def event_id(place: int, label: str) -> str:
 
 
 def position(last_event_id: str) -> tuple[int, str]:
-    """Return the place and the label that an event id holds.
+    """Return the place and the label that an event id holds, its mark aside.
 
     Raises:
         ValueError: not an id of ours.
@@ -37,6 +40,17 @@ def position(last_event_id: str) -> tuple[int, str]:
     if found is None:
         raise ValueError("not an event id of this gateway")
     return int(found[1]), found[2]
+
+
+def marked(label: str, member: str) -> str:
+    """Return the label of a stream as a toolkit's clients know it; see `member`."""
+    return f"{label}{MARK}{member}" if member else label
+
+
+def member(last_event_id: str) -> str:
+    """Return whose stream it is that an event id belongs to; empty for one without a mark."""
+    found = _ID.fullmatch(last_event_id)
+    return (found[3] or "") if found is not None else ""
 
 
 def frame(place: int = 0, label: str = "") -> tuple[bytes, bytes]:

@@ -20,6 +20,7 @@ from gateway.eras import modern
 from gateway.eras.catalogue import Chapter
 from gateway.eras.headers import REVISION_HEADER
 from gateway.eras.legacy import Opening, client_name, opens_session, requested, resumes
+from gateway.eras.toolkit import abridged
 from gateway.eras.versions import ASSUMED, BATCHES, resumable
 from gateway.errors import (
     BadMessage,
@@ -225,9 +226,12 @@ class StreamableHttp:
     ) -> tuple[Opening, Chapter | None]:
         chapter = await self._catalogues.settled_chapter(server, "legacy")
         params = text_of(envelope.params)
-        if chapter is None or len(params) > KEPT_CHARACTERS:
+        if chapter is None:
             return Opening(params), None
-        return Opening(params, chapter.negotiated(requested(envelope.params))), chapter
+        opening = Opening(params, chapter.negotiated(requested(envelope.params)))
+        if server.toolkit is not None:  # there is no child that could hear all of it now
+            return kept(opening), chapter
+        return (opening, chapter) if len(params) <= KEPT_CHARACTERS else (Opening(params), None)
 
     def _begin(self, live: OwnedLive, chapter: Chapter | None) -> None:
         """Get a dyno now if the server wants that, or if its child has to answer `initialize`."""
@@ -312,7 +316,7 @@ class StreamableHttp:
         if first is not None:
             return await reply.whole(first)
         if has_it:
-            return await reply.stream(sse.priming(outbox.since, outbox.label))
+            return await reply.stream(reply.priming())
         return await reply.stream(sse.COMMENT, taken.ordinal if soon else None)
 
     async def _batch(
@@ -393,14 +397,14 @@ class StreamableHttp:
         revision = request.headers.get(REVISION_HEADER, ASSUMED)
         comes_back = after is not None or resumable(revision)
         outbox = live.open_outbox(label, resumable=comes_back)
+        taken = Taken(live, request.headers[SESSION_HEADER])
+        reply = Reply(request, live, outbox, taken.headers, _status)
+        opening = reply.priming() if comes_back else sse.COMMENT
         if after is not None:
             opening = sse.RETRY
-        else:
-            opening = sse.priming(outbox.since, label) if comes_back else sse.COMMENT
         try:
             live.listen(outbox, after)
-            taken = Taken(live, request.headers[SESSION_HEADER])
-            return await Reply(request, live, outbox, taken.headers, _status).stream(opening)
+            return await reply.stream(opening)
         finally:
             live.drop_outbox(outbox)
 
@@ -410,6 +414,12 @@ class StreamableHttp:
         live = await self._find(request, caller)
         self._manager.end(live, Reason.CLIENT_DELETE, SessionEnded("the client ended the session"))
         return web.Response(status=204)
+
+
+def kept(opening: Opening) -> Opening:
+    """Return an opening, or as much of it as is kept."""
+    forms = (opening, *abridged(opening))
+    return next((form for form in forms if len(form.params) <= KEPT_CHARACTERS), Opening())
 
 
 def _told(request: web.Request, taken: Taken) -> web.Response:

@@ -47,6 +47,7 @@ def greeting(base_url: str, key: str, servers: list[str]) -> str:
   MCP URL   {url}
   API key   {key}   (kept in {ENV_FILE})
   servers   {", ".join(servers)}, each at {base_url}/servers/NAME/mcp
+  toolkit   {base_url}/toolkit/mcp   (all of them at one URL)
   console   {base_url}/console   (log in with the ADMIN_KEY in {ENV_FILE})
 
   Paste into your client's MCP configuration (Claude Code, Cursor, VS Code: `servers`):

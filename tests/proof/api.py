@@ -28,6 +28,7 @@ from mcp.client.sse import sse_client
 from mcp.shared.exceptions import MCPError
 
 from tests.fakes import inference
+from tests.fakes.bundled import a_pdf
 from tests.fakes.postgres import PostgresServer, unwanted
 from tests.system.conftest import GatewayProcess
 from tests.system.python_sdk import connected, text_of
@@ -364,6 +365,14 @@ class Proof:
                 assert {"python/code_exec_python", "markdown/html_to_markdown"} <= tools, tools
                 said.append(f"{len(tools)} tools")
                 await self._use(mode)
+        papers = "/toolkits/papers/mcp"
+        async with (
+            self.example(papers, "some of them, with names that every model takes") as said,
+            connected(self._gateway, path=papers) as client,
+        ):
+            tools = await self._lists(client)
+            assert tools == {"markdown__html_to_markdown", "markdown__pdf_to_markdown"}, tools
+            said.extend(sorted(tools))
         async with self.example("/mcp/sse", "Heroku's own address of its toolkit"):
             url = f"{self._gateway.origin}/mcp/sse"
             async with Client(sse_client(url, headers=self._gateway.headers)) as client:
@@ -490,30 +499,6 @@ async def documents() -> AsyncIterator[str]:
         yield str(server.make_url("")).rstrip("/")
 
 
-def a_pdf(line: str) -> bytes:
-    """Return a PDF of one page with one line."""
-    shown = f"BT /F1 24 Tf 72 720 Td ({line}) Tj ET".encode()
-    objects = [
-        b"<< /Type /Catalog /Pages 2 0 R >>",
-        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
-        b" /Resources << /Font << /F1 5 0 R >> >> >>",
-        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(shown), shown),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    document, places = b"%PDF-1.4\n", []
-    for number, each in enumerate(objects, 1):
-        places.append(len(document))
-        document += b"%d 0 obj\n%s\nendobj\n" % (number, each)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    start, count = len(document), len(objects) + 1
-    document += b"xref\n0 %d\n0000000000 65535 f \n%s" % (count, table)
-    return document + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (
-        count,
-        start,
-    )
-
-
 @contextmanager
 def a_database() -> Iterator[str | None]:
     """Start a PostgreSQL with a table; None if there need not be one."""
@@ -544,7 +529,10 @@ async def prove(folder: Path) -> Findings:
         if database is not None:
             servers["postgres"] = module("postgres", DATABASE_URL=database)
         settings = {"INFERENCE_URL": model.url, "INFERENCE_KEY": inference.KEY}
-        gateway = await stack.enter_async_context(GatewayProcess(folder, servers, settings))
+        toolkits = {"papers": {"servers": ["markdown"], "separator": "__"}}
+        gateway = await stack.enter_async_context(
+            GatewayProcess(folder, servers, settings, toolkits=toolkits)
+        )
         http = await stack.enter_async_context(aiohttp.ClientSession(headers=gateway.headers))
         proof = Proof(gateway, model, http, site)
         await proof.early()

@@ -15,6 +15,6 @@ BOUND_S = 150.0
 def test_callers_of_the_documented_endpoints_can_move_over() -> None:
     last = last_line("tests.proof.api", bound_s=BOUND_S)
     assert re.fullmatch(
-        r"proof-api: endpoints=4 examples=[12][0-9] failed=0 agent_digest=ok toolkit_ms=[0-9]+",
+        r"proof-api: endpoints=5 examples=[12][0-9] failed=0 agent_digest=ok toolkit_ms=[0-9]+",
         last,
     )

@@ -98,7 +98,9 @@ class GatewayProcess:
         settings: Mapping[str, str] | None = None,
         *,
         defaults: Mapping[str, Any] | None = None,
+        toolkits: Mapping[str, Any] | None = None,
     ) -> None:
+        self._toolkits = {} if toolkits is None else {"toolkits": toolkits}
         self._defaults = dict(defaults or {})
         self.run = secrets.token_hex(12)
         self.key = secrets.token_urlsafe(24)
@@ -124,7 +126,7 @@ class GatewayProcess:
             }
             for name, server in servers.items()
         }
-        return {"mcpServers": marked}
+        return {"mcpServers": marked, **self._toolkits}
 
     def url(self, server: str | None = None) -> str:
         """The MCP endpoint of a server, or of the default one."""

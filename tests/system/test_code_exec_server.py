@@ -17,8 +17,10 @@ import psutil
 import pytest
 from mcp import Client, StdioServerParameters
 
+from tests.fakes.bundled import is_alive, until
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from mcp.types import CallToolResult
 
@@ -101,20 +103,6 @@ def result_of(answer: CallToolResult) -> dict[str, Any]:
     assert set(result) == {"returncode", "stdout", "stderr"}
     assert not answer.is_error
     return result
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a state of the operating system, which sends no events."""
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 async def family(told: Path) -> tuple[int, int, int]:

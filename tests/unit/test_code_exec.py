@@ -32,6 +32,7 @@ from mcp_servers.code_exec.settings import Limits, limits_from
 from mcp_servers.execution import Allowance, Execution
 from mcp_servers.limits import BadSettingError, flag, whole
 from mcp_servers.processes import Beat, Capture, Finished, Runner
+from tests.fakes.bundled import is_alive, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -49,20 +50,6 @@ FAILED = Finished(returncode=1, stdout="", stderr="no such package", timed_out=F
 ALLOWANCE = Allowance(1.0, "THE_TIME", 7, "THE_MEMORY")
 LARGE = Finished(returncode=137, stdout="", stderr="", out_of_memory=True)
 LATE = Finished(returncode=137, stdout="", stderr="", timed_out=True)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a state of the operating system, which sends no events."""
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def names_in(directory: Path) -> list[str]:

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,9 +26,10 @@ from mcp_servers.dyno_run_command.server import build
 from mcp_servers.dyno_run_command.settings import settings_from
 from mcp_servers.limits import BadSettingError
 from mcp_servers.processes import Runner
+from tests.fakes.bundled import is_alive, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from mcp.types import CallToolResult
 
@@ -42,20 +42,6 @@ BOUND_S = 60.0
 
 LASTING = 'sleep 600 & echo "$$ $!" > "$told.new"; mv "$told.new" "$told"; wait'
 """Starts a grandchild, then writes the ids of both to a file."""
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a state of the operating system, which sends no events."""
-    async with asyncio.timeout(BOUND_S):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 async def family(told: Path) -> list[int]:

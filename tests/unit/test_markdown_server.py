@@ -21,7 +21,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mcp import Client, StdioServerParameters
+from mcp import Client
 
 from mcp_servers.limits import BadSettingError
 from mcp_servers.markdown import convert
@@ -30,6 +30,7 @@ from mcp_servers.markdown.fetching import Document, Fetcher, FetchError
 from mcp_servers.markdown.reader import MOST_AT_ONCE, Reader, ReadError
 from mcp_servers.markdown.server import build
 from mcp_servers.markdown.settings import Limits, Settings, settings_from
+from tests.fakes.bundled import a_pdf, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -59,31 +60,6 @@ PAGE = (
     "<p>a <a href='/there'>link</a></p><script>bad()</script>"
     "<table><tr><th>k</th></tr><tr><td>v</td></tr></table></body></html>"
 )
-
-
-def a_pdf(*lines: str) -> bytes:
-    """A PDF of one page with these lines."""
-    text = "".join(
-        f"BT /F 24 Tf 72 {700 - 40 * number} Td ({line}) Tj ET\n"
-        for number, line in enumerate(lines)
-    ).encode()
-    objects = (
-        b"<</Type/Catalog/Pages 2 0 R>>",
-        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
-        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 4 0 R"
-        b"/Resources<</Font<</F 5 0 R>>>>>>",
-        b"<</Length %d>>stream\n%s\nendstream" % (len(text), text),
-        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
-    )
-    document, places = b"%PDF-1.4\n", []
-    for number, content in enumerate(objects, 1):
-        places.append(len(document))
-        document += b"%d 0 obj\n%s\nendobj\n" % (number, content)
-    table = b"".join(b"%010d 00000 n \n" % place for place in places)
-    return document + (
-        b"xref\n0 6\n0000000000 65535 f \n%strailer<</Size 6/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n"
-        % (table, len(document))
-    )
 
 
 def zipped(text: str) -> tuple[bytes, dict[str, str]]:
@@ -792,26 +768,8 @@ async def test_late_document_is_told_with_the_limit(site: Site) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client() -> AsyncIterator[Client]:
-    """A client and its server, in a task of their own: that which enters its scopes must leave."""
-    parameters = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "mcp_servers.markdown"],
-        cwd=REPOSITORY,
-        env={**os.environ, "MARKDOWN_ALLOW_PRIVATE": HERE},
-    )
-    ready, done = asyncio.get_running_loop().create_future(), asyncio.Event()
-
-    async def live() -> None:
-        async with Client(parameters, mode="legacy") as client:
-            ready.set_result(client)
-            await done.wait()
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(live())
-        async with asyncio.timeout(BOUND_S):
-            client = await ready
+    async with served("mcp_servers.markdown", MARKDOWN_ALLOW_PRIVATE=HERE) as client:
         yield client
-        done.set()
 
 
 def text_of(answer: CallToolResult) -> str:

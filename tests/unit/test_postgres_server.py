@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mcp import Client, StdioServerParameters
+from mcp import Client
 
 from mcp_servers.limits import BadSettingError
 from mcp_servers.postgres import values
@@ -26,6 +26,7 @@ from mcp_servers.postgres.schema import RELATIONS
 from mcp_servers.postgres.server import build
 from mcp_servers.postgres.settings import Settings, settings_from
 from mcp_servers.postgres.statements import READING, StatementRefusedError, check, first_word
+from tests.fakes.bundled import served
 from tests.fakes.postgres import PostgresServer, unwanted
 
 if TYPE_CHECKING:
@@ -714,31 +715,14 @@ async def test_schema_shows_what_the_role_may_use(postgres: PostgresServer) -> N
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(postgres: PostgresServer) -> AsyncIterator[Client]:
     """A client and its server, in a task of their own: that which enters its scopes must leave."""
-    parameters = StdioServerParameters(
-        command=sys.executable,
-        args=["-m", "mcp_servers.postgres"],
-        cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "DATABASE_URL": postgres.url(),
-            "READER_URL": postgres.url(user="reader", password="r3ader-pw"),
-            "POSTGRES_MAX_ROWS": "4",
-            "POSTGRES_TIMEOUT_S": "600",
-        },
-    )
-    ready, done = asyncio.get_running_loop().create_future(), asyncio.Event()
-
-    async def live() -> None:
-        async with Client(parameters, mode="legacy") as client:
-            ready.set_result(client)
-            await done.wait()
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(live())
-        async with asyncio.timeout(BOUND_S):
-            client = await ready
+    async with served(
+        "mcp_servers.postgres",
+        DATABASE_URL=postgres.url(),
+        READER_URL=postgres.url(user="reader", password="r3ader-pw"),
+        POSTGRES_MAX_ROWS="4",
+        POSTGRES_TIMEOUT_S="600",
+    ) as client:
         yield client
-        done.set()
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> CallToolResult:

@@ -9,17 +9,16 @@ take for an option, a directory or a pattern is none.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcp_servers.code_exec.languages.base import Command, MissingLanguageError, Words
+from mcp_servers.code_exec.languages.base import Command, Words
+from mcp_servers.code_exec.languages.finding import program
 from mcp_servers.code_exec.requirements import LONGEST, BadRequirementError, Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 BUILD_AND_RUN = '"$0" build -C "$1" -o "$2" "$3" && exec "$2"'
 """For a shell: the compiler, the module, the program to make, the source."""
@@ -104,13 +103,8 @@ class Go:
         Raises:
             MissingLanguageError: There is no `go` on the path.
         """
-        program = shutil.which("go", path=environment.get("PATH", os.defpath))
-        if program is None:
-            raise MissingLanguageError(
-                "there is no `go` on the PATH; on Heroku, add the buildpack heroku/go and set"
-                " GO_INSTALL_TOOLS_IN_IMAGE=true"
-            )
-        return cls(Path(program).absolute())
+        remedy = "add the buildpack heroku/go and set GO_INSTALL_TOOLS_IN_IMAGE=true"
+        return cls(program("go", environment, remedy))
 
     def parse(self, text: str) -> Requirement:
         """Check one package.

@@ -18,11 +18,11 @@ import json
 import os
 import re
 import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcp_servers.code_exec.languages.base import Command, MissingLanguageError, Words
+from mcp_servers.code_exec.languages.base import Command, Words
+from mcp_servers.code_exec.languages.finding import program
 from mcp_servers.code_exec.requirements import LONGEST, BadRequirementError, Requirement
 
 if TYPE_CHECKING:
@@ -143,8 +143,9 @@ class Node:
         Raises:
             MissingLanguageError: There is no `node`, or no `npm`, on the path.
         """
-        path = environment.get("PATH", os.defpath)
-        return cls(_program("node", path), _program("npm", path), Path.cwd() / "node_modules")
+        remedy = "add the buildpack heroku/nodejs"
+        node, npm = (program(name, environment, remedy) for name in ("node", "npm"))
+        return cls(node, npm, Path.cwd() / "node_modules")
 
     def parse(self, text: str) -> Requirement:
         """Check one package.
@@ -167,15 +168,6 @@ class Node:
     def environment(self, root: Path) -> NodeEnvironment:
         """Make an npm project."""
         return NodeEnvironment(self._program, self._npm, self._app, root)
-
-
-def _program(name: str, path: str) -> Path:
-    found = shutil.which(name, path=path)
-    if found is None:
-        raise MissingLanguageError(
-            f"there is no `{name}` on the PATH; on Heroku, add the buildpack heroku/nodejs"
-        )
-    return Path(found).absolute()
 
 
 def _link(place: Path, target: Path) -> None:

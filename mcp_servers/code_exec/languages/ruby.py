@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcp_servers.code_exec.languages.base import Command, MissingLanguageError, Words
+from mcp_servers.code_exec.languages.base import Command, Words
+from mcp_servers.code_exec.languages.finding import program
 from mcp_servers.code_exec.requirements import LONGEST, BadRequirementError, Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 GEM_INSTALL = (
     *("-S", "gem", "install"),
@@ -117,12 +117,7 @@ class Ruby:
         Raises:
             MissingLanguageError: There is no `ruby` on the path.
         """
-        program = shutil.which("ruby", path=environment.get("PATH", os.defpath))
-        if program is None:
-            raise MissingLanguageError(
-                "there is no `ruby` on the PATH; on Heroku, add the buildpack heroku/ruby"
-            )
-        return cls(Path(program).absolute())
+        return cls(program("ruby", environment, "add the buildpack heroku/ruby"))
 
     def parse(self, text: str) -> Requirement:
         """Check one gem.

@@ -31,7 +31,7 @@ from dyno_agent.link.frames import Frame, FrameType, decode
 from dyno_agent.link.limits import FRAGMENT_BYTES, REPLAY_HEAD_BYTES
 
 PROFILES = {
-    "default": settings(max_examples=600, stateful_step_count=60, derandomize=True, database=None),
+    "default": settings(max_examples=300, stateful_step_count=60, derandomize=True, database=None),
     "nightly": settings(max_examples=5000, stateful_step_count=100, print_blob=True),
 }
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")

@@ -43,7 +43,7 @@ from gateway.sessions.record import SessionRecord, State
 from gateway.sessions.streams import Item, Outbox
 
 PROFILES = {
-    "default": settings(max_examples=800, stateful_step_count=50, derandomize=True, database=None),
+    "default": settings(max_examples=400, stateful_step_count=50, derandomize=True, database=None),
     "nightly": settings(max_examples=10_000, stateful_step_count=100, print_blob=True),
 }
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "default")

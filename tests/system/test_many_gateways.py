@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import signal
 import sys
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import pytest_asyncio
 from mcp import Client
 from mcp.client.sse import sse_client
 
+from tests.fakes import inference
 from tests.system.conftest import PLAIN as AT_ONCE
 from tests.system.conftest import REPOSITORY, is_alive
 from tests.system.eras import WAYS, converse
@@ -79,10 +81,18 @@ INITIALIZE = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def model() -> AsyncIterator[inference.Inference]:
+    """The model behind all of them."""
+    async with inference.playing() as played:
+        yield played
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def city(
     tmp_path_factory: pytest.TempPathFactory,
     running: list[GatewayProcess],
     fixture_server: dict[str, Any],
+    model: inference.Inference,
 ) -> AsyncIterator[Town]:
     """Three gateways; the default server is the puppet, which boots when a session opens."""
     servers = {
@@ -93,7 +103,8 @@ async def city(
         "warm": {**PUPPET, "warm": 1},
     }
     folder = tmp_path_factory.mktemp("many")
-    async with town(folder, servers, running, defaults=AT_ONCE) as built:
+    asks = {"INFERENCE_URL": model.url, "INFERENCE_KEY": inference.KEY}
+    async with town(folder, servers, running, defaults=AT_ONCE, settings=asks) as built:
         yield built
 
 
@@ -255,6 +266,50 @@ async def test_agent_of_a_session_with_http_and_sse_finds_the_gateway_of_its_cli
             talking = group.create_task(talks())
             await city.front.until(lambda: refused() > before, "refused", within=BOOTED_BOUND)
     assert talking.result() == "found"
+
+
+# -- several servers, and agents -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_toolkit_answers_at_any_gateway_wherever_its_servers_dial(
+    city: Town, mode: str
+) -> None:
+    async with connected(city.front, path="/toolkit/mcp", mode=mode) as client:
+        names = [tool.name for tool in (await client.list_tools()).tools]
+        assert names == ["code/code_exec_python"]
+        for number in range(6):
+            result = await client.call_tool(names[0], {"code": f"print({number})"})
+            assert json.loads(text_of(result))["stdout"] == str(number)
+
+
+async def test_toolkit_over_sse_answers_at_any_gateway(city: Town) -> None:
+    url = f"{city.front.origin}/mcp/sse"
+    async with (
+        asyncio.timeout(BOUND),
+        Client(sse_client(url, headers=city.front.headers), mode="legacy") as client,
+    ):
+        await client.list_tools()
+        result = await client.call_tool("code/code_exec_python", {"code": "print(7)"})
+        assert json.loads(text_of(result))["stdout"] == "7"
+
+
+async def test_agents_run_goes_on_wherever_its_dynos_dial(
+    city: Town, http: aiohttp.ClientSession, model: inference.Inference
+) -> None:
+    tool = {"type": "mcp", "name": "code_exec_python"}
+    question = {"messages": [{"role": "user", "content": "?"}], "model": "m", "tools": [tool]}
+    for _ in city.doors:
+        wants = inference.call("code__code_exec_python", {"code": "print(6 * 7)"})
+        model.script.extend([inference.calls(wants), inference.says("done")])
+        async with (
+            asyncio.timeout(BOUND),
+            http.post(f"{city.front.origin}/v1/agents/heroku", json=question) as response,
+        ):
+            told = await response.text()
+        assert response.status == 200, told
+        assert told.replace("\\", "").count('"stdout": "42"') == 1, told
+        assert told.endswith("event:done\ndata:[DONE]\n\n")
 
 
 # -- the pool --------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gateway.launchers.base import LaunchOrder
     from gateway.launchers.heroku.formation import Process
 
-FOREVER = BOUND * 60
+FOREVER = 600.0
 """Longer than any test."""
 
 NOW = 1_790_000_000.0

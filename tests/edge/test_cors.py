@@ -21,7 +21,7 @@ from gateway.jsonrpc import error_response
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 
-BOUND = 10.0
+BOUND = 30.0
 """Seconds for any one wait; nothing here takes one."""
 
 OURS = "https://gw.example.com"

@@ -72,7 +72,7 @@ FUZZ = settings(
 )
 
 pytestmark = [
-    pytest.mark.timeout(3600 if NIGHTLY else 60),
+    pytest.mark.timeout(3600 if NIGHTLY else 240),
     pytest.mark.no_cover,  # counting lines takes as long as the tests; others count them
 ]
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from gateway.launchers.base import LaunchOrder
     from gateway.store.base import Store
 
-BOUND = 10.0
+BOUND = 30.0
 """Seconds for any one wait; nothing here takes one."""
 
 KEY, OTHER_KEY = "key-of-the-test", "key-of-somebody-else"

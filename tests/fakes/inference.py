@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEY = "inf-key-of-the-model"
 
-BOUND = 10.0
+BOUND = 30.0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 CUT = 1006
 """RFC 6455, 7.1.5: how a connection without a closing frame is told."""
 
-BOUND = 10.0
+BOUND = 30.0
 """Seconds for any one wait; nothing here takes one."""
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZg=="

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 NOW = 1_790_000_000.0
 """In September 2026, far from the ends of a month."""
 
-FOREVER = BOUND * 60
+FOREVER = 600.0
 
 LIFE_S = 1000.0
 

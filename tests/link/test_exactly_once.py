@@ -455,7 +455,7 @@ class LinkMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.no_cover  # counting lines takes longer than the test; others count them
-@pytest.mark.timeout(3600 if PROFILE == "nightly" else 120)
+@pytest.mark.timeout(3600 if PROFILE == "nightly" else 300)
 def test_every_message_arrives_exactly_once_in_order_and_unchanged() -> None:
     quiet = settings(
         PROFILES[PROFILE],

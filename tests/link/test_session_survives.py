@@ -568,7 +568,7 @@ def names_no_call(raw: bytes) -> bool:
 
 
 @pytest.mark.no_cover  # counting lines takes longer than the test; others count them
-@pytest.mark.timeout(3600 if PROFILE == "nightly" else 120)
+@pytest.mark.timeout(3600 if PROFILE == "nightly" else 300)
 def test_session_survives_its_streams_its_link_and_its_gateway() -> None:
     quiet = settings(
         PROFILES[PROFILE],

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 15
 SEED = 7
-SEARCH_S = 90.0
+SEARCH_S = 150.0
 """For a machine that does much else; the search itself takes some 10 s."""
 
 

@@ -16,7 +16,7 @@ from gateway.store.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-BOUND = 10.0
+BOUND = 30.0
 
 
 class Flaky(MemoryStore):

@@ -760,7 +760,7 @@ async def test_failures_of_all_gateways_are_read_together(two: tuple[House, Hous
     assert [failure.detail for failure in await other.recorder.failures()] == ["other", "one"]
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 async def test_two_gateways_on_a_real_engine_see_the_same(no_delay: None) -> None:
     with ValkeyServer() as server:
         async with (

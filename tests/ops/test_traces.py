@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
-BOUND = 10.0
+BOUND = 30.0
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CLIENTS = f"00-{TRACE}-{SPAN}-01"
 HOSTILE = "\ud83d\x1b[2J\n" + "x" * 200

@@ -8,7 +8,7 @@ import pytest
 
 from tests.proof.running import last_line
 
-BOUND_S = 150.0
+BOUND_S = 240.0
 
 
 @pytest.mark.timeout(BOUND_S + 10)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.proof.running import last_line
 
-BOUND_S = 150.0
+BOUND_S = 240.0
 """It takes about 20 s on two free cores."""
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.system.conftest import GatewayProcess
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 SECRETS = ("GATEWAY_SECRET", "API_KEY", "ADMIN_KEY", "HEROKU_API_KEY", "REDIS_URL")
 

@@ -22,7 +22,7 @@ from tests.system.conftest import PLAIN, GatewayProcess
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(150)
 
 BOUND = 60.0
 TRACED = Path(__file__).resolve().parents[1] / "fixtures" / "traced.py"

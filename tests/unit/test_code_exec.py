@@ -37,7 +37,7 @@ from tests.fakes.bundled import is_alive, until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(150)
 
 BOUND_S = 60.0
 """Seconds for anything that is due at once, on a machine that does much else."""

@@ -35,7 +35,7 @@ from mcp_servers.execution import Execution
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(150)
 
 BOUND_S = 60.0
 """Seconds for anything that is due at once, on a machine that does much else."""

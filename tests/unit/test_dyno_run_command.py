@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from mcp.types import CallToolResult
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(150)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

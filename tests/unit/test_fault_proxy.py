@@ -16,7 +16,7 @@ from tests.fakes.fault_proxy import HOST, End, FaultProxy, Tunnel, Way, hold_por
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-BOUND = 10.0
+BOUND = 30.0
 """Seconds for any one wait; nothing here takes one."""
 
 

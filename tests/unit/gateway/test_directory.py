@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.sessions.live import Live
 
-BOUND = 10.0
+BOUND = 30.0
 
 
 def live(fingerprint: str, *, arriving: bool = False) -> Live:

@@ -15,7 +15,7 @@ from gateway.registry.servers import Change, Registry, ServerDefinition
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-BOUND = 10.0
+BOUND = 30.0
 FOREVER = BOUND * 60
 
 

@@ -23,7 +23,7 @@ from tests.fakes.launchers import Scripted
 if TYPE_CHECKING:
     from gateway.launchers.base import LaunchOrder
 
-BOUND = 10.0
+BOUND = 30.0
 NOW = 1_790_000_000.0
 SERVER = ServerDefinition(name="x", command="y", size="basic", app="a", agent="installed")
 ACCOUNT = Account("alice", "x", "s-1")

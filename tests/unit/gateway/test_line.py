@@ -14,7 +14,7 @@ from gateway.launchers.base import AtCapacity, LaunchError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-BOUND = 10.0
+BOUND = 30.0
 FOREVER = BOUND * 60
 
 

@@ -9,8 +9,9 @@ from itertools import chain, groupby
 
 import pytest
 from coverage import Coverage
+from hypothesis import HealthCheck, settings
 
-USUAL_S = 30.0
+USUAL_S = 120.0
 """The time limit of pyproject.toml."""
 
 MEASURED = ("gateway", "dyno_agent", "clients", "mcp_servers")
@@ -18,6 +19,11 @@ MEASURED = ("gateway", "dyno_agent", "clients", "mcp_servers")
 
 OF_PROCESSES = {"proof", "soak", "system"}
 """Folders whose tests wait for processes that they start."""
+
+
+# How long an example takes, or the drawing of one, is the machine's affair.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.proof.heroku_findings import Findings
+from tests.proof.heroku_findings import ERROR_S, Findings
 from tests.proof.heroku_router import Behind
 from tests.proof.heroku_stage import say
 from tests.proof.heroku_trouble import Plan, Trouble
@@ -46,6 +46,7 @@ class Orders:
     rounds: int
     phases: str
     quick: bool
+    ledger_s: float
     keep: Path | None
 
 
@@ -77,6 +78,8 @@ async def prove(orders: Orders, folder: Path) -> int:
     width = max((len(name) for name, _ in sums.figures), default=0)
     for name, value in sums.figures:
         say(f"  {name:{width}}  {value}")
+    if sums.error_s > orders.ledger_s:
+        sums.broken.append(f"the ledger is wrong by {sums.error_s:.3f} s: {sums.worst}")
     for promise in sums.broken:
         say(f"BROKEN: {promise}")
     say(
@@ -123,6 +126,8 @@ def main() -> int:
     parser.add_argument("--boot-s", type=float, default=60.0, help="longest boot in the rush")
     parser.add_argument("--rounds", type=int, default=8, help="first calls compared in phase 3")
     parser.add_argument("--quick", action="store_true", help="all phases at once, no time-outs")
+    wrong = "what the ledger may be wrong by, for any dyno"
+    parser.add_argument("--ledger-s", type=float, default=ERROR_S, help=wrong)
     parser.add_argument("--keep", type=Path, help="new folder that the gateways' logs stay in")
     orders = Orders(**vars(parser.parse_args()))
     say(f"proof-heroku: seed={orders.seed}")

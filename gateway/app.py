@@ -18,7 +18,6 @@ from gateway.edge.answering import refusal
 from gateway.edge.auth import KeyRing
 from gateway.edge.cors import Cors
 from gateway.edge.door import Door, Endpoints, at
-from gateway.edge.intake import check_origin
 from gateway.edge.legacy_sse import LegacySse
 from gateway.edge.loopback import Loopback
 from gateway.edge.modern_http import ModernHttp
@@ -122,7 +121,7 @@ def build(
     door = Door(registry, KeyRing(settings.keys()), hosts, loopback)
     app.add_routes(_for_clients(door, registry, manager, catalogues, relaying))
     app.add_routes(cors.routes(MCP_PATHS))
-    v1 = _v1(settings, registry, manager, catalogues)
+    v1 = V1(manager, catalogues, registry, door.admit, inference=_inference(settings))
     app.add_routes([*Rendezvous(manager).routes(), *health.routes(manager), *v1.routes()])
     app.on_response_prepare.extend([cors.on_prepare, relaying.on_prepare, toolkits.on_prepare])
 
@@ -185,20 +184,14 @@ def _for_clients(
     ]
 
 
-def _v1(settings: Settings, registry: Registry, manager: Manager, catalogues: Catalogues) -> V1:
-    """Return Heroku's documented endpoints."""
-    keys, hosts, key = KeyRing(settings.keys()), settings.allowed_hosts, settings.inference_key
-
-    def admit(request: web.Request) -> str:
-        check_origin(request.headers, hosts or None)
-        return keys.principal(request.headers)
-
-    inference = Inference(
+def _inference(settings: Settings) -> Inference:
+    """Return where the model is that these settings name."""
+    key = settings.inference_key
+    return Inference(
         settings.inference_base,
         "" if key is None else key.get_secret_value(),
         settings.inference_model_id,
     )
-    return V1(manager, catalogues, registry, admit, inference=inference)
 
 
 def _of_the_platform(

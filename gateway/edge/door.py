@@ -81,8 +81,7 @@ class Door:
         """
         carried = self._loopback.carried(request.headers)
         if carried is None:
-            intake.check_origin(request.headers, self._allowed_hosts)
-            principal = self._keys.principal(request.headers)
+            principal = self.admit(request)
         else:
             principal, patience_s = carried
             patience.begin(patience_s)
@@ -90,6 +89,16 @@ class Door:
             request[DOUBT] = doubt
         named = self._server(request.match_info) if toolkit is None else self._toolkit(toolkit)
         return Caller(principal, named, _handle(request))
+
+    def admit(self, request: web.Request) -> str:
+        """Return the principal of a request that has come from outside, whatever it wants.
+
+        Raises:
+            ForeignOrigin: see `intake.check_origin`.
+            BadKey: see `KeyRing.principal`.
+        """
+        intake.check_origin(request.headers, self._allowed_hosts)
+        return self._keys.principal(request.headers)
 
     def _toolkit(self, name: str) -> ServerDefinition:
         toolkit = self._registry.toolkit(name)

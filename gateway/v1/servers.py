@@ -73,7 +73,10 @@ class Server(msgspec.Struct):
 
 
 class Servers:
-    """The endpoint. Use it as an async context manager, inside manager and catalogues.
+    """The endpoint.
+
+    Attributes:
+        ages: since when servers are there; to be entered inside manager and catalogues.
 
     Args:
         manager: has the store.

@@ -5,19 +5,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from gateway.v1.agents.loop import Answer
+from gateway.v1.agents.loop import Answer, Usage
 
 COMMENT: Final = b": keep-alive\n\n"
 """Keeps the connection alive; clients skip it."""
 
 DONE: Final = b"event:done\ndata:[DONE]\n\n"
 """The last event, whatever came before it."""
-
-
-class _Tokens(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
 
 
 class _Function(msgspec.Struct):
@@ -59,7 +53,7 @@ class _Completion(msgspec.Struct):
     model: str
     system_fingerprint: str
     choices: list[_Choice]
-    usage: _Tokens
+    usage: Usage
 
 
 class _Returned(msgspec.Struct):
@@ -93,7 +87,6 @@ class Frames:
         It tells the tokens of this answer alone, the last one too: in Heroku's example the answer
         that ends a run of 163 and 62 completion tokens tells 62.
         """
-        usage = answer.usage
         self._fingerprint = answer.fingerprint or self._fingerprint
         calls = [
             _Call(call.id, "function", _Function(self.name(call.name), call.arguments))
@@ -108,7 +101,7 @@ class Frames:
                 model=answer.model or self._model,
                 system_fingerprint=self._fingerprint,
                 choices=[_Choice(0, message, "tool_calls" if calls else answer.finish_reason)],
-                usage=_Tokens(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
+                usage=answer.usage,
             )
         )
 

@@ -107,12 +107,6 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _Tokens(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    total_tokens: int = 0
-
-
 class _Completion(msgspec.Struct):
     choices: Raw
     model: str | None = None
@@ -131,7 +125,7 @@ class _Trouble(msgspec.Struct):
 _COMPLETION = msgspec.json.Decoder(_Completion)
 _CHOICE = msgspec.json.Decoder(_Choice)
 _TOOL_CALL = msgspec.json.Decoder(_ToolCall)
-_TOKENS = msgspec.json.Decoder(_Tokens)
+_USAGE = msgspec.json.Decoder(Usage)
 _TROUBLE = msgspec.json.Decoder(_Trouble)
 _ONE = ShortArray(1)
 _CALLS = ShortArray(CALLS)
@@ -284,10 +278,9 @@ def _call(raw: Raw) -> Call:
 def _usage(raw: Raw) -> Usage:
     """Return what is told of tokens; none where that cannot be read: nothing depends on it."""
     try:
-        tokens = _TOKENS.decode(raw)
+        return _USAGE.decode(raw)
     except _UNREADABLE:
         return Usage()
-    return Usage(tokens.prompt_tokens, tokens.completion_tokens, tokens.total_tokens)
 
 
 def _unreadable() -> Problem:

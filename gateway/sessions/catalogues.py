@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal, Self
 
-from msgspec import Raw
-
 from dyno_agent.link import Face
 from gateway import events
 from gateway.eras import modern
-from gateway.eras.catalogue import OPENINGS, Chapter, Era, Pages, Unlearnable, wanted
+from gateway.eras.catalogue import OPENINGS, Chapter, Era, Unlearnable, wanted
 from gateway.eras.versions import HANDSHAKE
 from gateway.errors import (
     Busy,
@@ -449,17 +447,9 @@ async def _chapter(visit: Visit, era: Era) -> Chapter:
     chapter = Chapter(era, opening, {}, time.monotonic())
     for method in wanted(opening):
         with contextlib.suppress(Refused, Unlearnable):
-            lists = {**chapter.lists, method: await _list(visit, method)}
+            lists = {**chapter.lists, method: await visit.list(method)}
             chapter = Chapter(era, opening, lists, chapter.learned)
     return chapter
-
-
-async def _list(visit: Visit, method: str) -> Raw:
-    pages = Pages(method)
-    cursor = pages.add(await visit.ask(method, {}))
-    while cursor is not None:
-        cursor = pages.add(await visit.ask(method, {"cursor": cursor}))
-    return pages.merged()
 
 
 def _same(before: Mapping[Era, Chapter], after: Mapping[Era, Chapter]) -> bool:

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw
 
 from dyno_agent.link import Face
 from gateway.eras import modern
-from gateway.eras.catalogue import Era
+from gateway.eras.catalogue import Era, Pages
 from gateway.eras.versions import HANDSHAKE
 from gateway.errors import GatewayError, SessionEnded, UnknownMethod
 from gateway.jsonrpc import (
@@ -122,6 +122,19 @@ class Visit(ABC):
             if not answered:
                 self._take_back(number)
         raise SessionEnded("the session has ended")
+
+    async def list(self, method: str) -> Raw:
+        """Return all pages of a list as one; see `Pages.merged`.
+
+        Raises:
+            Unlearnable: what the child answers is no list, or too much.
+            Refused, GatewayError: see `ask`.
+        """
+        pages = Pages(method)
+        cursor = pages.add(await self.ask(method, {}))
+        while cursor is not None:
+            cursor = pages.add(await self.ask(method, {"cursor": cursor}))
+        return pages.merged()
 
     def end(self, reason: Reason, error: GatewayError) -> None:
         """Leave; the dyno goes."""

@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from dyno_agent.link import Face
 from gateway import patience
-from gateway.eras.catalogue import Era, Pages, Unlearnable
+from gateway.eras.catalogue import Era, Unlearnable
 from gateway.errors import GatewayError, SessionEnded, UnsupportedRevision
 from gateway.registry.servers import ServerDefinition
 from gateway.sessions.catalogues import Catalogues
@@ -105,12 +105,9 @@ class Errands:
             GatewayError: it could not be asked.
         """
         patience.begin()
-        visit, pages = await self._visit(server), Pages("tools/list")
+        visit = await self._visit(server)
         try:
-            cursor = pages.add(await visit.ask("tools/list", {}))
-            while cursor is not None:
-                cursor = pages.add(await visit.ask("tools/list", {"cursor": cursor}))
-            listed = _LISTED.decode(pages.merged()).get("tools")
+            listed = _LISTED.decode(await visit.list("tools/list")).get("tools")
         except (Unlearnable, *_UNREADABLE) as error:
             raise SessionEnded(f"the tools of {server.name} cannot be read: {error}") from error
         found = [each for each in listed if isinstance(each, dict)] if listed else []
